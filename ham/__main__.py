@@ -1,0 +1,7 @@
+"""`python -m ham`: the same as the `ham` command."""
+
+import sys
+
+from ham.cli import main
+
+sys.exit(main())

@@ -1,0 +1,407 @@
+"""The configuration of an experiment: one YAML file, typed, validated, with no second way to set it.
+
+`load_config` reads one or more YAML files (a later one overlays an earlier one), applies `--set`
+overrides and validates the result. An unknown key, a wrong type or a value outside its legal set
+is a `ConfigError` that names the key. The JSON schema in `workflow/schemas/` is generated from
+these classes, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ham.errors import ConfigError, MissingDataError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Strict(BaseModel):
+    """Base of every configuration class: frozen, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class HubDataConfig(Strict):
+    """A data set of the Hugging Face hub, read as a stream."""
+
+    dataset: str = Field(description="Name on the hub, e.g. HuggingFaceFW/fineweb-edu.")
+    subset: str | None = Field(default=None, description="Configuration of the data set.")
+    split: str = "train"
+    text_field: str = "text"
+    train_tokens: Positive = Field(description="Tokens to write to the training shard.")
+    held_out_tokens: Positive = Field(
+        default=1_000_000, description="Tokens for each of calibration, validation and test."
+    )
+
+
+class DataConfig(Strict):
+    """What the models read."""
+
+    source: Literal["public_domain", "hub"] = "public_domain"
+    hub: HubDataConfig | None = None
+    tokenizer: str = Field(
+        default="byte",
+        description="'byte', 'bpe-4096' (trained locally) or 'hub:NAME' (a tokenizer of the hub).",
+    )
+    context: Annotated[int, Field(ge=16)] = Field(
+        default=512, description="Training context in tokens."
+    )
+    recall_fraction: Fraction = Field(
+        default=0.1, description="Share of training rows that are synthetic recall documents."
+    )
+
+    @model_validator(mode="after")
+    def _hub_is_described(self) -> DataConfig:
+        if (self.source == "hub") != (self.hub is not None):
+            raise ValueError("data.hub must be given exactly when data.source is 'hub'")
+        if self.tokenizer not in ("byte", "bpe-4096") and not self.tokenizer.startswith("hub:"):
+            raise ValueError(
+                f"unknown tokenizer {self.tokenizer!r}; known: byte, bpe-4096, hub:NAME"
+            )
+        return self
+
+
+class SkeletonConfig(Strict):
+    """The decoder that all architectures share; only the sequence mixer differs between them."""
+
+    layers: Positive = 2
+    width: Positive = 128
+    heads: Positive = 4
+    max_positions: Positive = Field(
+        default=8192, description="Longest sequence that any model may be asked to read."
+    )
+    match_parameters: bool = Field(
+        default=True,
+        description="Size each MLP so that totals agree with the first arm within 1 %.",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> SkeletonConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if (self.width // self.heads) % 2:
+            raise ValueError(f"head size {self.width // self.heads} must be even for RoPE")
+        return self
+
+
+class ArmConfig(Strict):
+    """One arm of the comparison: a registered mixer with its options under a name of its own."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    mixer: str = Field(description="A registered baseline; `ham baselines list` names them.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of that mixer; checked by the mixer itself."
+    )
+
+
+class TrainConfig(Strict):
+    """Optimisation; the same for every architecture."""
+
+    steps: Positive = 100
+    batch_size: Positive = Field(default=8, description="Sequences per optimiser step.")
+    accumulate: Positive = Field(default=1, description="Micro-batches per optimiser step.")
+    learning_rate: PositiveFloat = 2e-3
+    final_learning_rate_ratio: Fraction = 0.1
+    warmup_fraction: Fraction = 0.05
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clip: PositiveFloat = 1.0
+    freeze_fraction: Fraction = Field(
+        default=0.1, description="Last share of steps with routing thresholds frozen (ham.md 3.7)."
+    )
+    checkpoint_seconds: PositiveFloat = Field(
+        default=120.0, description="Time between checkpoints of the complete training state."
+    )
+    log_every: Positive = 10
+    validation_every: Positive = Field(default=50, description="Steps between validation losses.")
+    validation_batches: Positive = 4
+    calibration_batches: Positive = 4
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 autocast on a CUDA device, float32 elsewhere."
+    )
+    compile: bool = Field(default=False, description="Wrap the model in torch.compile.")
+
+    @model_validator(mode="after")
+    def _accumulation_divides_batch(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
+            )
+        return self
+
+
+class LanguageModellingConfig(Strict):
+    """Bits per byte on held-out documents, with the loss by position."""
+
+    tokens: Positive = 65_536
+    contexts: list[Positive] = Field(default_factory=lambda: [512])
+    position_bins: Positive = 8
+
+
+class LmEvalConfig(Strict):
+    """Tasks run by lm-eval in one process per model."""
+
+    tasks: list[str] = Field(
+        default_factory=lambda: [
+            "held_out_last_word",
+            "held_out_continuation",
+            "held_out_perplexity",
+        ]
+    )
+    limit: Positive | None = Field(default=None, description="Documents per task; null for all.")
+    batch_size: Positive = 16
+
+
+class NeedleConfig(Strict):
+    """Needle in a haystack over lengths and depths."""
+
+    lengths: list[Positive] = Field(default_factory=lambda: [256, 512])
+    depths: list[Fraction] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    samples: Positive = Field(default=20, description="Needles per length and depth.")
+
+
+class RecallConfig(Strict):
+    """Multi-query associative recall."""
+
+    pairs: list[Positive] = Field(default_factory=lambda: [2, 4, 8])
+    samples: Positive = 20
+
+
+class DialConfig(Strict):
+    """One trained HAM, thresholds recalibrated for several fractions, no retraining."""
+
+    fractions: list[Fraction] = Field(
+        default_factory=lambda: [0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
+    )
+    tokens: Positive = 16_384
+
+
+class EvaluateConfig(Strict):
+    """What is measured on a trained model; a missing part is not run."""
+
+    language_modelling: LanguageModellingConfig | None = LanguageModellingConfig()
+    lm_eval: LmEvalConfig | None = LmEvalConfig()
+    needle: NeedleConfig | None = NeedleConfig()
+    recall: RecallConfig | None = RecallConfig()
+    dial: DialConfig | None = DialConfig()
+
+
+class MeasureConfig(Strict):
+    """Speed and memory against context length."""
+
+    contexts: list[Positive] = Field(default_factory=lambda: [128, 256, 512, 1024])
+    batch_size: Positive = 1
+    decode_tokens: Positive = Field(default=16, description="Timed decode steps per context.")
+    repeats: Positive = Field(default=5, description="Timed repetitions; the median is reported.")
+    warmup: NonNegative = 2
+
+
+class Config(Strict):
+    """One experiment, from data to report."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    title: str = ""
+    scale: Literal["smoke", "full"] = Field(
+        default="smoke", description="smoke: the report says that its numbers prove nothing."
+    )
+    status: Literal["runnable", "not run"] = "runnable"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_job: Positive = Field(default=1, description="CPU threads of one training job.")
+    seeds: Annotated[list[NonNegative], Field(min_length=1)] = Field(default_factory=lambda: [0])
+    data: DataConfig = DataConfig()
+    model: SkeletonConfig = SkeletonConfig()
+    arms: Annotated[list[ArmConfig], Field(min_length=1)]
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    measure: MeasureConfig | None = MeasureConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"arm names must differ; received {names}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ; received {self.seeds}")
+        for key, length in self._lengths():
+            if length > self.model.max_positions:
+                raise ValueError(
+                    f"{key} asks for {length} tokens, beyond model.max_positions "
+                    f"{self.model.max_positions}"
+                )
+        return self
+
+    def _lengths(self) -> list[tuple[str, int]]:
+        """Every sequence length that this configuration will ask a model to read."""
+        lengths = [("data.context", self.data.context)]
+        evaluate = self.evaluate
+        if evaluate.language_modelling:
+            lengths += [
+                ("evaluate.language_modelling.contexts", n)
+                for n in evaluate.language_modelling.contexts
+            ]
+        if evaluate.needle:
+            lengths += [("evaluate.needle.lengths", n) for n in evaluate.needle.lengths]
+        if self.measure:
+            extra = self.measure.decode_tokens
+            lengths += [
+                ("measure.contexts + decode_tokens", n + extra) for n in self.measure.contexts
+            ]
+        return lengths
+
+    def arm(self, name: str) -> ArmConfig:
+        """The arm called `name`.
+
+        Raises:
+            ConfigError: If there is none; the message lists the arms.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        from ham.errors import unknown_choice
+
+        raise unknown_choice("model", name, [arm.name for arm in self.arms])
+
+    def check_registry(self) -> Config:
+        """Check what needs the registries: mixer names, their options, task names.
+
+        Separate from validation because it imports torch. Returns `self` for chaining.
+
+        Raises:
+            ConfigError: For an unknown mixer or task or for options that a mixer refuses.
+        """
+        from ham.evaluate.tasks import check_task_names
+        from ham.model.registry import parse_options
+
+        for arm in self.arms:
+            parse_options(arm.mixer, arm.options, context=self.data.context)
+        if self.evaluate.lm_eval:
+            check_task_names(self.evaluate.lm_eval.tasks)
+        return self
+
+
+def load_config(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], overrides: Sequence[str] = ()
+) -> Config:
+    """Read, overlay and validate YAML files.
+
+    Args:
+        paths: One file, or several of which a later one overlays the earlier (maps are merged,
+            everything else is replaced).
+        overrides: `"a.b.c=value"` strings; the value is read as YAML.
+
+    Raises:
+        MissingDataError: If a file does not exist.
+        ConfigError: If the result is not valid.
+    """
+    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    merged: dict[str, Any] = {}
+    for path in files:
+        merged = _overlay(merged, _read_yaml(path))
+    for override in overrides:
+        merged = _overlay(merged, _parse_override(override))
+    return parse_config(merged, source=" + ".join(str(path) for path in files))
+
+
+def parse_config(values: dict[str, Any], source: str = "configuration") -> Config:
+    """Validate a plain dictionary.
+
+    Raises:
+        ConfigError: With one line per fault: the key, what is wrong and the value received.
+    """
+    try:
+        return Config.model_validate(_lists_to_tuples(values))
+    except ValidationError as error:
+        raise ConfigError(f"{source} is not valid:\n{describe_faults(error)}") from error
+
+
+def describe_faults(error: ValidationError) -> str:
+    """Pydantic's faults as one line each: key, reason, value received."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key{_legal_keys(fault['loc'])}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            shown = repr(fault["input"])
+            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            suffix = "" if isinstance(fault["input"], dict | BaseModel) else f" (received {shown})"
+            lines.append(f"  {key}: {message}{suffix}")
+    return "\n".join(lines)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a configuration file, for editors and for Snakemake."""
+    schema = Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _legal_keys(location: tuple) -> str:
+    model: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, str) and isinstance(model, type) and issubclass(model, Strict):
+            field = model.model_fields.get(part)
+            model = _inner_model(field.annotation) if field else None
+    if isinstance(model, type) and issubclass(model, Strict):
+        return f"; known: {', '.join(sorted(model.model_fields))}"
+    return ""
+
+
+def _inner_model(annotation: Any) -> Any:
+    """The configuration class inside `X | None`, `list[X]` or `Annotated[list[X], ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _inner_model(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingDataError(f"configuration file {path} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold a map of keys, not {type(loaded).__name__}")
+    return loaded
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _overlay(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set expects key=value, received {override!r}")
+    value = yaml.safe_load(text)
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return value
+
+
+def _lists_to_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """YAML has no tuples; strict validation wants one for `train.betas`."""
+    train = values.get("train")
+    if isinstance(train, dict) and isinstance(train.get("betas"), list):
+        return {**values, "train": {**train, "betas": tuple(train["betas"])}}
+    return values

@@ -1,0 +1,1 @@
+"""Bits per byte, lm-eval, needles, recall and the HAM dial."""

@@ -1,0 +1,1 @@
+"""Speed, memory and cost: what a model needs, declared and measured."""

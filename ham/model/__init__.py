@@ -1,0 +1,1 @@
+"""The decoder that all architectures share, the mixer interface, saving, loading, generation."""

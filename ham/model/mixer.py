@@ -1,0 +1,179 @@
+"""The interface between a sequence mixer and everything else.
+
+Dimension letters, used in every module of this project: B batch, T time, D model width, H heads,
+K head size of queries and keys, V head size of values, N packed (routed) keys, L layers,
+P head size and S state size of Mamba-2. `q_BTHK` is a tensor with those axes in that order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ham.config import Strict
+
+
+class MixerOptions(Strict):
+    """Base of the options of a mixer: typed, no unknown keys."""
+
+    def check_context(self, context: int) -> None:
+        """Raise `ConfigError` when an option does not fit the training context (tokens)."""
+
+
+@dataclass(frozen=True)
+class MixerShape:
+    """Where in which decoder a mixer sits.
+
+    Attributes:
+        width: Model width D.
+        heads: Number of heads H; D is a multiple of it.
+        layer: Index of the layer, from 0.
+        layers: Number of layers.
+        max_positions: Longest sequence the mixer may be asked to read.
+    """
+
+    width: int
+    heads: int
+    layer: int = 0
+    layers: int = 1
+    max_positions: int = 8192
+
+    @property
+    def head_dim(self) -> int:
+        """Head size K = D / H."""
+        return self.width // self.heads
+
+
+@dataclass
+class MixerAux:
+    """What a mixer reports besides its output.
+
+    Attributes:
+        routed_BT: Boolean; which tokens entered the KV cache. None where that is not a choice.
+        score_BT: Float32 routing score, detached; a token is routed if its score >= threshold.
+        loss: Scalar auxiliary loss to add to the task loss, or None.
+    """
+
+    routed_BT: Tensor | None = None
+    score_BT: Tensor | None = None
+    loss: Tensor | None = None
+
+
+class MixerState(ABC):
+    """The decoding memory of one layer for a batch of sequences.
+
+    Every byte that decoding keeps per sequence is a tensor listed by `tensors`.
+    """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """All tensors held, by kind: `kv`, `positions`, `page_table`, `recurrent`, `conv`."""
+
+    def bytes_allocated(self) -> dict[str, int]:
+        """Allocated bytes by kind, counted on the tensors themselves."""
+        return {
+            kind: sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            for kind, tensors in self.tensors().items()
+        }
+
+    @abstractmethod
+    def select(self, index_B: Tensor) -> None:
+        """Keep only the sequences `index_B` (int64), in that order; used to reorder a batch."""
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Declared bytes of one layer's decoding memory for one sequence.
+
+    Attributes:
+        kv: Keys and values of the tokens kept, without unused slots.
+        positions: Positions stored with them.
+        page_table: Page tables and counts.
+        recurrent: Recurrent state.
+        conv: Inputs that a short convolution still needs.
+        allocated: Everything, including slots allocated and not used yet.
+    """
+
+    kv: int = 0
+    positions: int = 0
+    page_table: int = 0
+    recurrent: int = 0
+    conv: int = 0
+    allocated: int = 0
+
+    @property
+    def used(self) -> int:
+        """Bytes that hold information."""
+        return self.kv + self.positions + self.page_table + self.recurrent + self.conv
+
+
+class SequenceMixer(nn.Module, ABC):
+    """Maps a sequence to a sequence, causally, in parallel or token by token.
+
+    A subclass registers with `ham.model.registry.register_baseline` and lives alone in
+    `baselines/<name>.py`. Its constructor takes `(shape: MixerShape, options: Options)`.
+
+    Class attributes:
+        Options: The pydantic class of its options.
+        title: Name for tables and figures.
+        paper: Where it is described.
+        routes: Whether tokens are routed to the cache by a threshold.
+    """
+
+    Options: ClassVar[type[MixerOptions]] = MixerOptions
+    registered_name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    routes: ClassVar[bool] = False
+
+    def __init__(self, shape: MixerShape, options: MixerOptions):
+        super().__init__()
+        self.shape = shape
+        self.options = options
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+        """Mix a whole sequence from an empty memory; returns `y_BTD` and the report."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MixerState:
+        """An empty decoding memory; KV and conv tensors in `dtype`, recurrent ones in float32.
+
+        With `dtype=torch.float64` everything is float64.
+        """
+
+    @abstractmethod
+    def prefill(self, x_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerAux]:
+        """Continue from `state` with T tokens at once and update it; same result as T steps."""
+
+    @abstractmethod
+    def step(self, x_BD: Tensor, state: MixerState) -> Tensor:
+        """Continue from `state` with one token and update it; returns `y_BD`."""
+
+    @abstractmethod
+    def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
+        """FLOPs of one forward pass over one sequence of `context` tokens (multiply-add = 2).
+
+        Training costs three times that (Kaplan et al. 2020, section 2.1: backward = 2 forward).
+        """
+
+    @abstractmethod
+    def decode_flops(self, position: int, kv_fraction: float = 1.0) -> float:
+        """FLOPs of one decode step with `position` tokens already read."""
+
+    @abstractmethod
+    def state_bytes(
+        self, position: int, kv_fraction: float = 1.0, element_size: int = 2
+    ) -> StateBytes:
+        """Declared bytes after `position` tokens of one sequence, of which that share was routed.
+
+        `element_size` is the size of a KV element in bytes; recurrent states are float32 (or
+        float64 when `element_size` is 8).
+        """
+
+    def end_step(self) -> None:
+        """Called once after each optimiser step; a controlled mixer updates its threshold here."""

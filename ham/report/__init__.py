@@ -1,0 +1,1 @@
+"""From result rows to statistics, tables, figures and the HTML page."""

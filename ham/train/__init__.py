@@ -1,0 +1,1 @@
+"""Corpus, tokenizers, token shards, training loop and its resumable state."""

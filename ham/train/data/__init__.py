@@ -1,0 +1,1 @@
+"""The public-domain corpus that ships with the project."""

@@ -1,0 +1,1 @@
+"""Operations with a plain reference beside each fast provider."""
