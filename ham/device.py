@@ -1,0 +1,172 @@
+"""Which device a job runs on, and a lock so that one job at a time uses a GPU.
+
+Snakemake never hands out device numbers, and a killed Snakemake leaves its jobs running. A file
+lock per physical GPU, taken by the job itself, keeps timings honest between Snakemake, its
+orphans, a test run and commands started by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from ham.errors import DeviceError, unknown_choice
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+# Containers expose only the device files of their own GPUs; the driver's /proc folder lists all.
+_DEVICE_FOLDER = Path("/dev")
+_LEASE_VARIABLE = "HAM_GPU_LEASE"
+_POLL_SECONDS = 2.0
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for a configured name.
+
+    Args:
+        name: `auto` (CUDA where there is one), `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: If `name` is none of those.
+        DeviceError: If `cuda` was asked for and cannot be used; the message says why.
+    """
+    import torch
+
+    if name not in DEVICES:
+        raise unknown_choice("device", name, DEVICES)
+    if name == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if name == "auto":
+        return torch.device("cpu")
+    raise DeviceError(f"device 'cuda' was asked for, but {why_no_cuda()}; legal here: auto, cpu")
+
+
+def why_no_cuda() -> str:
+    """The reason why torch cannot use a GPU, in a few words."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this torch is a CPU build"
+    if not visible_gpus():
+        return "this machine shows no NVIDIA GPU"
+    return f"torch (CUDA {torch.version.cuda}) cannot use the GPU; check its driver"
+
+
+def visible_gpus() -> list[str]:
+    """Indices or UUIDs of the GPUs that this process may use, without loading torch.
+
+    `CUDA_VISIBLE_DEVICES` decides where it is set, the NVIDIA device files otherwise.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = len(list(_DEVICE_FOLDER.glob("nvidia[0-9]*")))
+    if not present:
+        return []
+    if listed is None:
+        return [str(index) for index in range(present)]
+    return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1")]
+
+
+def uses_gpu(name: str) -> bool:
+    """Whether a job with this configured device will ask for a GPU; loads no torch."""
+    return name == "cuda" or (name == "auto" and bool(visible_gpus()))
+
+
+def lock_folder() -> Path:
+    """Where the lock files lie: one folder for all users and checkouts of this machine."""
+    return Path(os.environ.get("HAM_LOCK_FOLDER") or Path(tempfile.gettempdir()) / "ham-gpu-locks")
+
+
+@contextlib.contextmanager
+def gpu_lease(device: str) -> Iterator[str | None]:
+    """Hold one GPU exclusively and set `CUDA_VISIBLE_DEVICES` to it.
+
+    Must be entered before CUDA is initialised. Waits, with a message, while all GPUs are taken.
+    The lock goes with the process, so a killed job never leaves it behind. Inside a lease, in this
+    process or in one that it starts, a second lease is the same one.
+
+    Args:
+        device: The configured name; nothing happens for `cpu` or where there is no GPU.
+
+    Yields:
+        The leased GPU's index or UUID, or None.
+    """
+    gpus = visible_gpus() if uses_gpu(device) else []
+    held = os.environ.get(_LEASE_VARIABLE)
+    if not gpus or held:
+        yield held
+        return
+    gpu, handle = _wait_for_gpu(gpus)
+    try:
+        with _environment({"CUDA_VISIBLE_DEVICES": gpu, _LEASE_VARIABLE: gpu}):
+            yield gpu
+    finally:
+        handle.close()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _wait_for_gpu(gpus: list[str]) -> tuple[str, IO]:
+    announced = False
+    while True:
+        for gpu in gpus:
+            handle = _try_lock(gpu)
+            if handle is not None:
+                return gpu, handle
+        if not announced:
+            holders = ", ".join(f"{gpu}: {_holder(gpu)}" for gpu in gpus)
+            print(f"ham: waiting for a GPU ({holders})", file=sys.stderr, flush=True)
+            announced = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _lock_path(gpu: str) -> Path:
+    return lock_folder() / f"{gpu.replace('/', '_')}.lock"
+
+
+def _try_lock(gpu: str) -> IO | None:
+    """The open, locked file of `gpu`, or None when another process holds it."""
+    folder = lock_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):
+        folder.chmod(0o777)
+    descriptor = os.open(_lock_path(gpu), os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.fdopen(descriptor, "r+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        return None
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()}")
+    handle.flush()
+    return handle
+
+
+def _holder(gpu: str) -> str:
+    """Who wrote its name into the lock file last."""
+    with contextlib.suppress(OSError):
+        return _lock_path(gpu).read_text().strip() or "held"
+    return "held"
