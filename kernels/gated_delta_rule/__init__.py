@@ -1,1 +1,86 @@
 """The gated delta rule (Yang et al. 2024, arXiv 2412.06464)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput, check_arguments
+from ham.kernels.gated_delta_rule.cases import SPEED_CASES, VERIFY_CASES
+from ham.kernels.gated_delta_rule.chunked import chunked
+from ham.kernels.gated_delta_rule.cost import chunked_flops, cost
+from ham.kernels.gated_delta_rule.reference import gated_delta_rule_step, reference
+from ham.kernels.registry import (
+    REFERENCE,
+    Operation,
+    Provider,
+    anywhere,
+    find_provider,
+    register_operation,
+)
+
+__all__ = [
+    "GatedDeltaRuleOutput",
+    "chunked_flops",
+    "cost",
+    "gated_delta_rule",
+    "gated_delta_rule_step",
+]
+
+
+def gated_delta_rule(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    log_decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    *,
+    initial_state_BHKV: Tensor | None = None,
+    scale: float | None = None,
+    chunk_size: int = 64,
+    provider: str = "torch",
+) -> GatedDeltaRuleOutput:
+    """Run the gated delta rule over a sequence (arXiv 2412.06464, equation 10).
+
+        p_t = a_t S_{t-1}^T k_t,   S_t = a_t S_{t-1} + k_t (beta_t (v_t - p_t))^T,   o_t = S_t^T q_t
+
+    Everything is computed in float32, or in float64 if any input is float64, also under autocast.
+
+    Args:
+        q_BTHK: Queries.
+        k_BTHK: Keys; unit length keeps the rule stable, but nothing here requires it.
+        v_BTHV: Values; V may differ from K.
+        log_decay_BTH: Finite logarithm of the decay a_t, at most 0.
+        beta_BTH: Write strength in 0..1.
+        initial_state_BHKV: State before the first token. Default: zeros.
+        scale: Multiplies the queries. Default: K ** -0.5.
+        chunk_size: Tokens per chunk of the chunked providers, at least 1.
+        provider: A provider registered in `ham.kernels.registry`.
+
+    Returns:
+        Read-outs, final state and predictions, all differentiable.
+
+    Raises:
+        ConfigError: If the provider is unknown.
+        DeviceError: If it cannot run on the device of the inputs.
+        ValueError: If shapes do not fit together.
+    """
+    check_arguments(
+        q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV, chunk_size
+    )
+    return find_provider("gated_delta_rule", provider, q_BTHK.device).function(
+        q_BTHK,
+        k_BTHK,
+        v_BTHV,
+        log_decay_BTH,
+        beta_BTH,
+        initial_state_BHKV=initial_state_BHKV,
+        scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale,
+        chunk_size=chunk_size,
+    )
+
+
+register_operation(
+    Operation("gated_delta_rule", gated_delta_rule, VERIFY_CASES, SPEED_CASES),
+    Provider(REFERENCE, reference, anywhere),
+    Provider("torch", chunked, anywhere),
+)
