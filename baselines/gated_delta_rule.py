@@ -1,0 +1,170 @@
+"""The gated delta rule alone: a recurrent memory of fixed size, HAM without its cache.
+
+Equations: Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464, sections 3 and 3.4): short
+convolution and SiLU on q, k and v, l2-normalised q and k, the rule, then an RMSNorm per head gated
+by SiLU of a full-width projection. Deviation: values have the head size of keys (`expand_v` 1)
+unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ham.config import Positive
+from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from ham.measure.cost import conv_flops, delta_rule_flops, linear_flops
+from ham.model.blocks import (
+    NORM_EPSILON,
+    DecayAndWriteGates,
+    ShortConvolution,
+    split_heads,
+    unit_vectors,
+)
+from ham.model.mixer import (
+    MixerAux,
+    MixerOptions,
+    MixerShape,
+    MixerState,
+    SequenceMixer,
+    StateBytes,
+)
+from ham.model.registry import register_baseline
+
+
+class GatedDeltaRuleOptions(MixerOptions):
+    """Options of the gated delta rule.
+
+    Attributes:
+        conv_size: Width of the short convolution on q, k and v.
+        expand_v: Size of value heads as a multiple of the key head size.
+    """
+
+    conv_size: Positive = 4
+    expand_v: Positive = 1
+
+
+@dataclass
+class GatedDeltaRuleState(MixerState):
+    """The recurrent state and the inputs the convolution still needs."""
+
+    recurrent_BHKV: Tensor
+    history_BWC: Tensor
+
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """All tensors held, by kind."""
+        return {"recurrent": [self.recurrent_BHKV], "conv": [self.history_BWC]}
+
+    def select(self, index_B: Tensor) -> None:
+        """Keep the sequences `index_B`, in that order."""
+        self.recurrent_BHKV = self.recurrent_BHKV[index_B]
+        self.history_BWC = self.history_BWC[index_B]
+
+
+@register_baseline("gated_delta_rule")
+class GatedDeltaRule(SequenceMixer):
+    """Gated DeltaNet."""
+
+    Options: ClassVar[type[MixerOptions]] = GatedDeltaRuleOptions
+    title: ClassVar[str] = "Gated delta rule"
+    paper: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464"
+
+    def __init__(self, shape: MixerShape, options: GatedDeltaRuleOptions):
+        super().__init__(shape, options)
+        width = shape.width
+        self.value_width = width * options.expand_v
+        self.qkv = nn.Linear(width, 2 * width + self.value_width, bias=False)
+        self.conv = ShortConvolution(2 * width + self.value_width, options.conv_size)
+        self.gates = DecayAndWriteGates(width, shape.heads)
+        self.output_gate = nn.Linear(width, self.value_width, bias=False)
+        self.output_norm = nn.RMSNorm(self.value_width // shape.heads, eps=NORM_EPSILON)
+        self.out = nn.Linear(self.value_width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+        """The rule over a sequence from an empty state."""
+        q_BTHK, k_BTHK, v_BTHV, _ = self._project(x_BTD, None)
+        memory = gated_delta_rule(q_BTHK, k_BTHK, v_BTHV, *self.gates(x_BTD))
+        return self._output(x_BTD, memory.o_BTHV), MixerAux()
+
+    def init_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> GatedDeltaRuleState:
+        """A zero state."""
+        heads, head_dim = self.shape.heads, self.shape.head_dim
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        state_BHKV = torch.zeros(
+            batch_size, heads, head_dim, self.value_width // heads, device=device, dtype=wide
+        )
+        return GatedDeltaRuleState(state_BHKV, self.conv.init_history(batch_size, device, dtype))
+
+    def prefill(self, x_BTD: Tensor, state: GatedDeltaRuleState) -> tuple[Tensor, MixerAux]:
+        """Continue from `state` with T tokens."""
+        q_BTHK, k_BTHK, v_BTHV, state.history_BWC = self._project(x_BTD, state.history_BWC)
+        memory = gated_delta_rule(
+            q_BTHK,
+            k_BTHK,
+            v_BTHV,
+            *self.gates(x_BTD),
+            initial_state_BHKV=state.recurrent_BHKV,
+        )
+        state.recurrent_BHKV = memory.final_state_BHKV
+        return self._output(x_BTD, memory.o_BTHV), MixerAux()
+
+    def step(self, x_BD: Tensor, state: GatedDeltaRuleState) -> Tensor:
+        """Continue from `state` with one token."""
+        x_BTD = x_BD[:, None]
+        q_BTHK, k_BTHK, v_BTHV, state.history_BWC = self._project(x_BTD, state.history_BWC)
+        log_decay_BTH, beta_BTH = self.gates(x_BTD)
+        o_BHV, state.recurrent_BHKV, _ = gated_delta_rule_step(
+            q_BTHK[:, 0],
+            k_BTHK[:, 0],
+            v_BTHV[:, 0],
+            log_decay_BTH[:, 0],
+            beta_BTH[:, 0],
+            state.recurrent_BHKV,
+        )
+        return self._output(x_BTD, o_BHV[:, None])[:, 0]
+
+    def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
+        """Linear in the context."""
+        width, heads = self.shape.width, self.shape.heads
+        channels = 2 * width + self.value_width
+        projections = linear_flops(context, width, channels + 2 * heads + 2 * self.value_width)
+        return (
+            projections
+            + conv_flops(context, channels, self.options.conv_size)
+            + delta_rule_flops(context, heads, self.shape.head_dim, self.value_width // heads)
+        )
+
+    def decode_flops(self, position: int, kv_fraction: float = 1.0) -> float:
+        """The same for every position."""
+        return self.forward_flops(1)
+
+    def state_bytes(
+        self, position: int, kv_fraction: float = 1.0, element_size: int = 2
+    ) -> StateBytes:
+        """The same for every position."""
+        wide = 8 if element_size == 8 else 4
+        recurrent = self.shape.head_dim * self.value_width * wide
+        channels = 2 * self.shape.width + self.value_width
+        conv = (self.options.conv_size - 1) * channels * element_size
+        return StateBytes(recurrent=recurrent, conv=conv, allocated=recurrent + conv)
+
+    def _project(
+        self, x_BTD: Tensor, history_BWC: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
+        width = self.shape.width
+        q_BTHK, k_BTHK, v_BTHV = (
+            split_heads(part, self.shape.heads)
+            for part in F.silu(mixed_BTC).split((width, width, self.value_width), dim=-1)
+        )
+        return unit_vectors(q_BTHK), unit_vectors(k_BTHK), v_BTHV, history_BWC
+
+    def _output(self, x_BTD: Tensor, o_BTHV: Tensor) -> Tensor:
+        normed_BTD = self.output_norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
+        return self.out(normed_BTD * F.silu(self.output_gate(x_BTD)))

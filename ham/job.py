@@ -1,0 +1,110 @@
+"""One job of an experiment: an arm, a seed, a device, and the provenance of its rows.
+
+`train`, `evaluate` and `measure` all run inside `open_job`, so that their rows and manifests agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ham.config import ArmConfig, Config, load_config
+from ham.device import gpu_lease, resolve_device
+from ham.errors import ConfigError
+from ham.report.manifest import collect_manifest, device_name, manifest_path, write_manifest
+from ham.report.rows import RowWriter
+from ham.workflow import stage_fingerprint, stage_hash
+
+if TYPE_CHECKING:
+    import torch
+
+    from ham.model.decoder import DecoderLM
+
+
+@dataclass
+class Job:
+    """What a job knows about itself.
+
+    Attributes:
+        stage: `train`, `evaluate` or `measure`.
+        device: Where it computes.
+        config_hash: Hash of the part of the configuration that this stage reads.
+        code_fingerprint: Hash of the code that this stage runs.
+    """
+
+    stage: str
+    config: Config
+    arm: ArmConfig
+    seed: int
+    device: torch.device
+    config_hash: str
+    code_fingerprint: str
+    manifest: dict[str, Any]
+    started: float = field(default_factory=time.perf_counter)
+
+    def writer(self, model: DecoderLM, launch_mode: str = "eager") -> RowWriter:
+        """A row writer with the fields that all rows of this job share."""
+        return RowWriter(
+            model=self.arm.name,
+            mixer=self.arm.mixer,
+            parameters=model.count_parameters(),
+            seed=self.seed,
+            device=device_name(self.device.type, self.manifest["gpus"]),
+            launch_mode=launch_mode,
+            config_hash=self.config_hash,
+            code_fingerprint=self.code_fingerprint,
+            manifest_id=self.manifest["manifest_id"],
+        )
+
+    def finish(self, writer: RowWriter, rows_path: str | Path) -> None:
+        """Write the manifest, then the rows: a rows file never stands without its manifest."""
+        seconds = time.perf_counter() - self.started
+        write_manifest(manifest_path(rows_path), self.manifest, wall_seconds=seconds)
+        writer.write(rows_path)
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that all three stages share."""
+    parser.add_argument("config", nargs="+", help="YAML file; later ones overlay earlier ones")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="overrides")
+    parser.add_argument("--arm", required=True, help="name of an arm in the configuration")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by `ham prepare`")
+
+
+@contextlib.contextmanager
+def open_job(arguments: argparse.Namespace, stage: str) -> Iterator[Job]:
+    """Validate the request, take the device, collect the manifest.
+
+    Raises:
+        ConfigError: If the configuration, the arm or the seed is not legal.
+        DeviceError: If the configured device is not there.
+    """
+    config = load_config(arguments.config, arguments.overrides).check_registry()
+    arm = config.arm(arguments.arm)
+    if arguments.seed not in config.seeds:
+        raise ConfigError(
+            f"seed {arguments.seed} is not in the configuration; known: {config.seeds}"
+        )
+    with gpu_lease(config.device):
+        import torch
+
+        device = resolve_device(config.device)
+        torch.set_num_threads(config.threads_per_job)
+        resolved = config.model_dump(mode="json")
+        yield Job(
+            stage=stage,
+            config=config,
+            arm=arm,
+            seed=arguments.seed,
+            device=device,
+            config_hash=stage_hash(config, stage, arm.name),
+            code_fingerprint=stage_fingerprint(stage, arm.mixer),
+            manifest=collect_manifest(resolved, sys.argv, seeds=[arguments.seed]),
+        )

@@ -1,0 +1,317 @@
+"""The Hybrid Associative Memory layer (arXiv 2603.22325).
+
+Two memories read the same projections. A gated delta rule compresses every token into a state; a
+KV cache keeps only the tokens whose value that state failed to predict. Two independent gates per
+head add the read-outs. Letters as in `ham.model.mixer`.
+
+The paper published no code. Choices that its readers do not report are ours: where the norms
+stand, rotary positions on the attention branch, and that the current token is visible to itself
+only if it was routed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ham.cache import INT32_BYTES, PAGE_TOKENS, PagedKVCache, grown_tokens
+from ham.config import Fraction, Positive, PositiveFloat
+from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from ham.kernels.routed_attention import routed_attention, routed_attention_cached
+from ham.measure.cost import (
+    attention_flops,
+    causal_pairs,
+    conv_flops,
+    delta_rule_flops,
+    linear_flops,
+)
+from ham.model.blocks import (
+    NORM_EPSILON,
+    DecayAndWriteGates,
+    RotaryPositions,
+    ShortConvolution,
+    split_heads,
+    unit_vectors,
+)
+from ham.model.mixer import (
+    MixerAux,
+    MixerOptions,
+    MixerShape,
+    MixerState,
+    SequenceMixer,
+    StateBytes,
+)
+from ham.routing import (
+    ReductionName,
+    ScoreName,
+    ThresholdController,
+    head_scores,
+    reduce_heads,
+)
+
+
+class HamOptions(MixerOptions):
+    """Options of the HAM layer.
+
+    Attributes:
+        score: Routing score, `cosine`, `committed` or `l2`.
+        reduction: How heads agree on one score per token.
+        target: Share of tokens to route to the cache.
+        gain: Step of the threshold's closed loop, in standard deviations of the score.
+        rope: Rotary positions on the attention branch.
+        rope_base: Base of their frequencies.
+        conv_size: Width of the short convolution on q, k and v.
+    """
+
+    score: ScoreName = "cosine"
+    reduction: ReductionName = "min"
+    target: Fraction = Field(default=0.25)
+    gain: PositiveFloat = 0.1
+    rope: bool = True
+    rope_base: PositiveFloat = 10_000.0
+    conv_size: Positive = 4
+
+
+@dataclass
+class HamState(MixerState):
+    """Recurrent state of every token, convolution inputs, and the cache of routed tokens."""
+
+    recurrent_BHKV: Tensor
+    history_BWC: Tensor
+    cache: PagedKVCache
+    position: int = 0
+
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """All tensors held, by kind."""
+        return {
+            **self.cache.tensors(),
+            "recurrent": [self.recurrent_BHKV],
+            "conv": [self.history_BWC],
+        }
+
+    def select(self, index_B: Tensor) -> None:
+        """Keep the sequences `index_B`, in that order."""
+        self.recurrent_BHKV = self.recurrent_BHKV[index_B]
+        self.history_BWC = self.history_BWC[index_B]
+        self.cache.select(index_B)
+
+
+@dataclass
+class _Projected:
+    """What both branches need of T tokens."""
+
+    recurrent_q_BTHK: Tensor
+    recurrent_k_BTHK: Tensor
+    attention_q_BTHK: Tensor
+    attention_k_BTHK: Tensor
+    v_BTHV: Tensor
+    log_decay_BTH: Tensor
+    beta_BTH: Tensor
+    history_BWC: Tensor
+
+
+class HamMixer(SequenceMixer):
+    """One HAM layer: recurrent memory of everything, cache of the unpredicted."""
+
+    Options: ClassVar[type[MixerOptions]] = HamOptions
+    title: ClassVar[str] = "HAM"
+    paper: ClassVar[str] = "Lufkin et al. 2026, arXiv 2603.22325"
+    routes: ClassVar[bool] = True
+
+    def __init__(self, shape: MixerShape, options: HamOptions):
+        super().__init__(shape, options)
+        width, heads, head_dim = shape.width, shape.heads, shape.head_dim
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.conv = ShortConvolution(3 * width, options.conv_size)
+        self.gates = DecayAndWriteGates(width, heads)
+        self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
+        self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
+        self.rotary = (
+            RotaryPositions(head_dim, shape.max_positions, options.rope_base)
+            if options.rope
+            else None
+        )
+        self.controller = ThresholdController(options.target, options.gain)
+        self.recurrent_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
+        self.attention_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
+        self.branch_gates = nn.Linear(width, 2 * heads, bias=True)
+        nn.init.zeros_(self.branch_gates.bias)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+        """Mix a whole sequence from an empty memory."""
+        projected = self._project(x_BTD)
+        memory = self._recur(projected)
+        score_BT = self._score(memory.prediction_BTHV, projected)
+        routed_BT = self.controller.route(score_BT)
+        attended_BTHV = routed_attention(
+            projected.attention_q_BTHK, projected.attention_k_BTHK, projected.v_BTHV, routed_BT
+        )
+        y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
+        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=score_BT)
+
+    def score(self, x_BTD: Tensor) -> Tensor:
+        """Routing score of every token of a sequence read from an empty memory, `score_BT`."""
+        projected = self._project(x_BTD)
+        return self._score(self._recur(projected).prediction_BTHV, projected)
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> HamState:
+        """Empty memories for a batch."""
+        heads, head_dim = self.shape.heads, self.shape.head_dim
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return HamState(
+            torch.zeros(batch_size, heads, head_dim, head_dim, device=device, dtype=wide),
+            self.conv.init_history(batch_size, device, dtype),
+            PagedKVCache(batch_size, heads, head_dim, torch.empty(0, device=device, dtype=dtype)),
+        )
+
+    def prefill(self, x_BTD: Tensor, state: HamState) -> tuple[Tensor, MixerAux]:
+        """Continue from `state` with T tokens at once and update it."""
+        projected = self._project(x_BTD, state.history_BWC, state.position)
+        memory = self._recur(projected, state.recurrent_BHKV)
+        score_BT = self._score(memory.prediction_BTHV, projected)
+        routed_BT = self.controller.route(score_BT)
+        start, length = state.position, x_BTD.shape[1]
+        state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, start)
+        if start == 0:
+            attended_BTHV = routed_attention(
+                projected.attention_q_BTHK, projected.attention_k_BTHK, projected.v_BTHV, routed_BT
+            )
+        else:
+            positions_BT = torch.arange(start, start + length, device=x_BTD.device)
+            attended_BTHV = self._attend_cache(
+                projected.attention_q_BTHK, state, positions_BT.expand(x_BTD.shape[0], -1)
+            )
+        state.recurrent_BHKV = memory.final_state_BHKV
+        state.history_BWC = projected.history_BWC
+        state.position += length
+        y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
+        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=score_BT)
+
+    def step(self, x_BD: Tensor, state: HamState) -> Tensor:
+        """Continue from `state` with one token and update it."""
+        x_BTD = x_BD[:, None]
+        projected = self._project(x_BTD, state.history_BWC, state.position)
+        o_BHV, state.recurrent_BHKV, prediction_BHV = gated_delta_rule_step(
+            projected.recurrent_q_BTHK[:, 0],
+            projected.recurrent_k_BTHK[:, 0],
+            projected.v_BTHV[:, 0],
+            projected.log_decay_BTH[:, 0],
+            projected.beta_BTH[:, 0],
+            state.recurrent_BHKV,
+        )
+        routed_BT = self.controller.route(self._score(prediction_BHV[:, None], projected))
+        state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, state.position)
+        positions_BT = torch.full((x_BD.shape[0], 1), state.position, device=x_BD.device)
+        attended_BTHV = self._attend_cache(projected.attention_q_BTHK, state, positions_BT)
+        state.history_BWC = projected.history_BWC
+        state.position += 1
+        return self._combine(x_BTD, o_BHV[:, None], attended_BTHV)[:, 0]
+
+    def end_step(self) -> None:
+        """Let the threshold follow what the optimiser step observed."""
+        self.controller.end_step()
+
+    def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
+        """FLOPs of one forward pass; every query attends, only keys are thinned."""
+        pairs = kv_fraction * causal_pairs(context)
+        return self._token_flops(context) + self._attention_flops(pairs)
+
+    def decode_flops(self, position: int, kv_fraction: float = 1.0) -> float:
+        """FLOPs of one decode step with `position` tokens already read."""
+        return self._token_flops(1) + self._attention_flops(kv_fraction * (position + 1))
+
+    def state_bytes(
+        self, position: int, kv_fraction: float = 1.0, element_size: int = 2
+    ) -> StateBytes:
+        """Declared bytes of one sequence's memories after `position` tokens."""
+        routed = round(position * kv_fraction)
+        slots = grown_tokens(routed, PAGE_TOKENS)
+        pair = 2 * self.shape.width * element_size
+        table = (slots // PAGE_TOKENS + 1) * INT32_BYTES
+        recurrent = self.shape.width * self.shape.head_dim * (8 if element_size == 8 else 4)
+        conv = (self.options.conv_size - 1) * 3 * self.shape.width * element_size
+        return StateBytes(
+            kv=routed * pair,
+            positions=routed * INT32_BYTES,
+            page_table=table,
+            recurrent=recurrent,
+            conv=conv,
+            allocated=slots * (pair + INT32_BYTES) + table + recurrent + conv,
+        )
+
+    def _token_flops(self, tokens: int) -> float:
+        width, heads, head_dim = self.shape.width, self.shape.heads, self.shape.head_dim
+        return (
+            linear_flops(tokens, width, 4 * width + 4 * heads)
+            + conv_flops(tokens, 3 * width, self.options.conv_size)
+            + delta_rule_flops(tokens, heads, head_dim, head_dim)
+        )
+
+    def _attention_flops(self, pairs: float) -> float:
+        head_dim = self.shape.head_dim
+        return attention_flops(pairs, self.shape.heads, head_dim, head_dim)
+
+    def _project(
+        self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int = 0
+    ) -> _Projected:
+        mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
+        q_BTHK, k_BTHK, v_BTHV = (
+            split_heads(part, self.shape.heads) for part in mixed_BTC.chunk(3, dim=-1)
+        )
+        attention_q_BTHK, attention_k_BTHK = self.q_norm(q_BTHK), self.k_norm(k_BTHK)
+        if self.rotary is not None:
+            attention_q_BTHK = self.rotary(attention_q_BTHK, start)
+            attention_k_BTHK = self.rotary(attention_k_BTHK, start)
+        log_decay_BTH, beta_BTH = self.gates(x_BTD)
+        return _Projected(
+            recurrent_q_BTHK=unit_vectors(F.silu(q_BTHK)),
+            recurrent_k_BTHK=unit_vectors(F.silu(k_BTHK)),
+            attention_q_BTHK=attention_q_BTHK,
+            attention_k_BTHK=attention_k_BTHK,
+            v_BTHV=F.silu(v_BTHV),
+            log_decay_BTH=log_decay_BTH,
+            beta_BTH=beta_BTH,
+            history_BWC=history_BWC,
+        )
+
+    def _recur(self, projected: _Projected, state_BHKV: Tensor | None = None):
+        return gated_delta_rule(
+            projected.recurrent_q_BTHK,
+            projected.recurrent_k_BTHK,
+            projected.v_BTHV,
+            projected.log_decay_BTH,
+            projected.beta_BTH,
+            initial_state_BHKV=state_BHKV,
+        )
+
+    def _score(self, prediction_BTHV: Tensor, projected: _Projected) -> Tensor:
+        score_BTH = head_scores(
+            self.options.score, prediction_BTHV, projected.v_BTHV, projected.beta_BTH
+        )
+        return reduce_heads(score_BTH, self.options.reduction)
+
+    def _attend_cache(self, q_BTHK: Tensor, state: HamState, positions_BT: Tensor) -> Tensor:
+        packed = state.cache.packed()
+        return routed_attention_cached(
+            q_BTHK,
+            packed.k_BNHK,
+            packed.v_BNHV,
+            packed.positions_BN,
+            packed.counts_B,
+            positions_BT,
+        )
+
+    def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
+        """Norm each branch per head, gate it from the input, add, project (Eq. 12-13)."""
+        recurrent_gate_BTH, attention_gate_BTH = self.branch_gates(x_BTD).sigmoid().chunk(2, dim=-1)
+        dtype = x_BTD.dtype
+        mixed_BTHV = recurrent_gate_BTH[..., None] * self.recurrent_norm(
+            recurrent_BTHV.to(dtype)
+        ) + attention_gate_BTH[..., None] * self.attention_norm(attended_BTHV.to(dtype))
+        return self.out(mixed_BTHV.flatten(-2))

@@ -1,0 +1,127 @@
+"""Parts that several mixers and the decoder share: rotary positions, short convolution, MLP, gates.
+
+Letters as in `ham.model.mixer`; W is the width of the short convolution, C its channels,
+F the hidden width of the MLP.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPSILON = 1e-6
+
+
+class RotaryPositions(nn.Module):
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split layout.
+
+    Args:
+        head_dim: Size of a head; even.
+        max_positions: Number of positions in the table.
+        base: Base of the frequencies.
+    """
+
+    def __init__(self, head_dim: int, max_positions: int, base: float = 10_000.0):
+        super().__init__()
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+        angle = torch.outer(torch.arange(max_positions, dtype=torch.float64), base**-exponent)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x_BTHK: Tensor, start: int = 0) -> Tensor:
+        """Rotate `x_BTHK`, whose first token stands at position `start`; keeps the dtype."""
+        length = x_BTHK.shape[1]
+        cos = self.cos[start : start + length, None]
+        sin = self.sin[start : start + length, None]
+        wide = x_BTHK.to(cos.dtype) if x_BTHK.element_size() < 4 else x_BTHK
+        first, second = wide.chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return rotated.to(x_BTHK.dtype)
+
+
+class ShortConvolution(nn.Module):
+    """Depthwise causal convolution over time.
+
+    Written as a sum of W shifted products: on a CPU this is faster than a grouped `conv1d`, and a
+    compiler fuses it.
+    """
+
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+        self.size = size
+        bound = 1 / math.sqrt(size)
+        self.weight_WC = nn.Parameter(torch.empty(size, channels).uniform_(-bound, bound))
+
+    def init_history(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Zeros in place of the W - 1 inputs before the first token, `history_BWC`."""
+        channels = self.weight_WC.shape[1]
+        return torch.zeros(batch_size, self.size - 1, channels, device=device, dtype=dtype)
+
+    def forward(self, x_BTC: Tensor, history_BWC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve; returns `y_BTC` and the last W - 1 inputs for the next call."""
+        if history_BWC is None:
+            history_BWC = self.init_history(x_BTC.shape[0], x_BTC.device, x_BTC.dtype)
+        length = x_BTC.shape[1]
+        padded = torch.cat((history_BWC.to(x_BTC.dtype), x_BTC), dim=1)
+        weight_WC = self.weight_WC.to(x_BTC.dtype)
+        y_BTC = padded[:, :length] * weight_WC[0]
+        for shift in range(1, self.size):
+            y_BTC = y_BTC + padded[:, shift : shift + length] * weight_WC[shift]
+        return y_BTC, padded[:, length:].to(history_BWC.dtype)
+
+
+class DecayAndWriteGates(nn.Module):
+    """The two scalars per head and token that steer the gated delta rule.
+
+    log a_t = -exp(A_log) softplus(W_a x_t + dt_bias) and b_t = sigmoid(W_b x_t)
+    (Yang et al. 2024, arXiv 2412.06464, section 3; initialisation after Mamba-2).
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.projection = nn.Linear(width, 2 * heads, bias=False)
+        self.log_rate_H = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.step_bias_H = nn.Parameter(initial_step_bias(heads))
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `log_decay_BTH` (<= 0) and `beta_BTH` in (0, 1), at least float32."""
+        raw = self.projection(x_BTD)
+        raw = raw.float() if raw.element_size() < 4 else raw
+        step_BTH, write_BTH = raw.chunk(2, dim=-1)
+        log_decay_BTH = -self.log_rate_H.exp() * F.softplus(step_BTH + self.step_bias_H)
+        return log_decay_BTH, write_BTH.sigmoid()
+
+
+def initial_step_bias(heads: int) -> Tensor:
+    """Bias whose softplus is log-uniform in 0.001..0.1 (Gu and Dao 2023, arXiv 2312.00752)."""
+    low, high = math.log(1e-3), math.log(1e-1)
+    step_H = torch.exp(torch.empty(heads).uniform_(low, high)).clamp(min=1e-4)
+    return step_H + torch.log(-torch.expm1(-step_H))
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Position-wise map of `x_BTD`."""
+        gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_BTF) * value_BTF)
+
+
+def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
+    """`x_BTD` to `x_BTHK`."""
+    return x_BTD.unflatten(-1, (heads, -1))
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Scale the last axis to Euclidean length one, in float32 or wider."""
+    wide = x.float() if x.element_size() < 4 else x
+    return F.normalize(wide, dim=-1, eps=NORM_EPSILON)

@@ -1,0 +1,274 @@
+"""The decoder that every architecture shares: pre-norm blocks of mixer and SwiGLU, tied embedding.
+
+Only the sequence mixer differs between the arms of a comparison. Letters as in `ham.model.mixer`;
+`tokens_BT` holds int64 token ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ham.errors import ConfigError
+from ham.measure.cost import linear_flops
+from ham.model.blocks import NORM_EPSILON, SwiGLU
+from ham.model.mixer import MixerAux, MixerShape, MixerState, SequenceMixer, StateBytes
+from ham.model.registry import mixer_class, parse_options
+
+EMBEDDING_MULTIPLE = 64
+"""The vocabulary is padded to this many rows, so that matrix units see aligned sizes."""
+
+INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build a model; stored beside its weights.
+
+    Attributes:
+        arm: Name of the arm in the comparison.
+        mixer: Registered mixer class; `options` are its options.
+        vocabulary_size: Number of token ids.
+        mlp_width: Hidden width of the SwiGLU.
+        max_positions: Longest sequence the model may read.
+        context: Training context.
+        tokenizer: Name of the tokenizer.
+    """
+
+    arm: str
+    mixer: str
+    vocabulary_size: int
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    options: dict[str, Any] = field(default_factory=dict)
+    max_positions: int = 8192
+    context: int = 512
+    tokenizer: str = "byte"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: For missing or unknown fields.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"not a model configuration: {error}") from error
+
+
+@dataclass
+class DecoderOutput:
+    """Logits and what each layer reported."""
+
+    logits_BTV: Tensor
+    aux: list[MixerAux]
+
+    def kv_fraction_per_layer(self) -> list[float]:
+        """Realised share of routed tokens in each layer that routes."""
+        return [
+            float(aux.routed_BT.float().mean()) for aux in self.aux if aux.routed_BT is not None
+        ]
+
+    def kv_fraction(self) -> float | None:
+        """Mean over the routing layers; None if none routes."""
+        per_layer = self.kv_fraction_per_layer()
+        return sum(per_layer) / len(per_layer) if per_layer else None
+
+
+@dataclass
+class DecoderState:
+    """The decoding memory of all layers."""
+
+    layers: list[MixerState]
+    position: int = 0
+
+    def bytes_allocated(self) -> dict[str, int]:
+        """Allocated bytes by kind, summed over layers and sequences."""
+        total: dict[str, int] = {}
+        for layer in self.layers:
+            for kind, count in layer.bytes_allocated().items():
+                total[kind] = total.get(kind, 0) + count
+        return total
+
+    def select(self, index_B: Tensor) -> None:
+        """Keep only the sequences `index_B`, in that order."""
+        for layer in self.layers:
+            layer.select(index_B)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, mlp_width: int, mixer: SequenceMixer):
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(width, eps=NORM_EPSILON)
+        self.mixer = mixer
+        self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPSILON)
+        self.mlp = SwiGLU(width, mlp_width)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+        """Whole sequence from an empty memory."""
+        y_BTD, aux = self.mixer(self.mixer_norm(x_BTD))
+        return self._finish(x_BTD + y_BTD), aux
+
+    def prefill(self, x_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerAux]:
+        """T tokens continuing from `state`."""
+        y_BTD, aux = self.mixer.prefill(self.mixer_norm(x_BTD), state)
+        return self._finish(x_BTD + y_BTD), aux
+
+    def step(self, x_BD: Tensor, state: MixerState) -> Tensor:
+        """One token continuing from `state`."""
+        return self._finish(x_BD + self.mixer.step(self.mixer_norm(x_BD), state))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderLM(nn.Module):
+    """A causal language model around one kind of sequence mixer.
+
+    Raises:
+        ConfigError: For an unknown mixer or options it refuses.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        cls = mixer_class(config.mixer)
+        options = parse_options(config.mixer, config.options, config.context)
+        rows = math.ceil(config.vocabulary_size / EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+        self.embedding = nn.Embedding(rows, config.width)
+        self.blocks = nn.ModuleList()
+        for layer in range(config.layers):
+            shape = MixerShape(
+                config.width, config.heads, layer, config.layers, config.max_positions
+            )
+            self.blocks.append(Block(config.width, config.mlp_width, cls(shape, options)))
+        self.final_norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
+        self._initialise()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def routes(self) -> bool:
+        """Whether any layer routes tokens by a threshold."""
+        return any(block.mixer.routes for block in self.blocks)
+
+    def forward(self, tokens_BT: Tensor) -> DecoderOutput:
+        """Logits of the next token at every position, each sequence read from its start."""
+        self._check_length(tokens_BT.shape[1])
+        x_BTD = self.embedding(tokens_BT)
+        reports = []
+        for block in self.blocks:
+            x_BTD, aux = block(x_BTD)
+            reports.append(aux)
+        return DecoderOutput(self._logits(x_BTD), reports)
+
+    def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, DecoderOutput]:
+        """Mean cross-entropy in nats per token, plus the auxiliary losses of the mixers."""
+        output = self(inputs_BT)
+        logits = output.logits_BTV.flatten(0, 1).float()
+        loss = F.cross_entropy(logits, targets_BT.flatten())
+        for aux in output.aux:
+            if aux.loss is not None:
+                loss = loss + aux.loss
+        return loss, output
+
+    def init_state(self, batch_size: int, dtype: torch.dtype | None = None) -> DecoderState:
+        """Empty decoding memories; KV in `dtype`, by default that of the weights."""
+        dtype = dtype or self.embedding.weight.dtype
+        return DecoderState(
+            [block.mixer.init_state(batch_size, self.device, dtype) for block in self.blocks]
+        )
+
+    def prefill(self, tokens_BT: Tensor, state: DecoderState) -> DecoderOutput:
+        """Read T tokens at once, continuing from `state`, which is updated."""
+        self._check_length(state.position + tokens_BT.shape[1])
+        x_BTD = self.embedding(tokens_BT)
+        reports = []
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x_BTD, aux = block.prefill(x_BTD, layer_state)
+            reports.append(aux)
+        state.position += tokens_BT.shape[1]
+        return DecoderOutput(self._logits(x_BTD), reports)
+
+    def step(self, tokens_B: Tensor, state: DecoderState) -> Tensor:
+        """Read one token per sequence; returns `logits_BV` of the next one."""
+        self._check_length(state.position + 1)
+        x_BD = self.embedding(tokens_B)
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x_BD = block.step(x_BD, layer_state)
+        state.position += 1
+        return self._logits(x_BD)
+
+    def end_step(self) -> None:
+        """Called once after each optimiser step."""
+        for block in self.blocks:
+            block.mixer.end_step()
+
+    def count_parameters(self) -> int:
+        """Trained parameters, the embedding counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
+        """FLOPs of one forward pass over one sequence, the logits included."""
+        mixers = sum(block.mixer.forward_flops(context, kv_fraction) for block in self.blocks)
+        return mixers + context * self._dense_flops_per_token()
+
+    def decode_flops(self, position: int, kv_fraction: float = 1.0) -> float:
+        """FLOPs of one decode step with `position` tokens already read."""
+        mixers = sum(block.mixer.decode_flops(position, kv_fraction) for block in self.blocks)
+        return mixers + self._dense_flops_per_token()
+
+    def state_bytes(
+        self, position: int, kv_fraction: float = 1.0, element_size: int = 2
+    ) -> StateBytes:
+        """Declared bytes of one sequence's decoding memory, summed over layers."""
+        layers = [
+            dataclasses.asdict(block.mixer.state_bytes(position, kv_fraction, element_size))
+            for block in self.blocks
+        ]
+        return StateBytes(**{name: sum(layer[name] for layer in layers) for name in layers[0]})
+
+    def _dense_flops_per_token(self) -> float:
+        width, hidden = self.config.width, self.config.mlp_width
+        mlp = linear_flops(1, width, 2 * hidden) + linear_flops(1, hidden, width)
+        return self.config.layers * mlp + linear_flops(1, width, self.embedding.num_embeddings)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = F.linear(self.final_norm(x), self.embedding.weight)
+        return logits[..., : self.config.vocabulary_size]
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_positions:
+            raise ConfigError(
+                f"a sequence of {length} tokens is longer than the model's "
+                f"max_positions {self.config.max_positions}"
+            )
+
+    def _initialise(self) -> None:
+        """Normal(0, 0.02) matrices; those that write to the residual stream shrunk by sqrt(2 L)."""
+        residual_std = INITIAL_STD / math.sqrt(2 * self.config.layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                writes = name.endswith((".out", ".down"))
+                nn.init.normal_(module.weight, std=residual_std if writes else INITIAL_STD)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=INITIAL_STD)

@@ -1,0 +1,294 @@
+"""The training loop: the same for every architecture, resumable at any step.
+
+Each optimiser step is a pure function of the state before it and of (seed, step), so a run that
+was killed and resumed ends with the same weights, bit for bit on a CPU, as one left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ham.config import Config
+from ham.errors import ConfigError
+from ham.job import Job
+from ham.model.calibration import calibrate, thresholds
+from ham.model.checkpoint import save_model
+from ham.model.decoder import DecoderLM
+from ham.model.sizing import model_config
+from ham.progress import ProgressReporter
+from ham.report.rows import RowWriter
+from ham.train.batches import BatchSampler
+from ham.train.optimiser import learning_rate, make_optimiser, set_learning_rate
+from ham.train.shards import TokenShard
+from ham.train.state import load_state, random_state, restore_random_state, save_state
+from ham.train.tokenizer import load_tokenizer
+
+HELD_OUT_SEED = 0
+STATE_ROOT = Path("results/.state")
+
+
+class Trainer:
+    """Trains one arm with one seed.
+
+    Args:
+        job: Arm, seed, configuration and device.
+        data_folder: Folder made by `ham prepare`.
+        state_root: Where the resumable state lies, outside every workflow output.
+    """
+
+    def __init__(self, job: Job, data_folder: Path, state_root: Path = STATE_ROOT):
+        self.job = job
+        self.config: Config = job.config
+        self.settings = job.config.train
+        self.data_folder = data_folder
+        key = f"{job.arm.name}-seed{job.seed}-{job.config_hash}-{job.code_fingerprint}"
+        self.state_path = state_root / key / "state.pt"
+        self.tokenizer = load_tokenizer(self.config.data.tokenizer, data_folder)
+        self.batches = self._sampler("train", self.config.data.recall_fraction, job.seed)
+        torch.manual_seed(job.seed)
+        described = model_config(self.config, job.arm, self.tokenizer.vocabulary_size)
+        self.model = DecoderLM(described).to(job.device)
+        self.optimiser = make_optimiser(self.model, self.settings)
+        self.loss_function = (
+            torch.compile(self.model.loss) if self.settings.compile else (self.model.loss)
+        )
+        self.step = 0
+        self.train_seconds = 0.0
+        self.log: list[dict[str, Any]] = []
+        self._stop_signal: int | None = None
+
+    def run(self, out_folder: Path) -> RowWriter:
+        """Train to the end, write `out_folder/checkpoint`, return the rows.
+
+        Raises:
+            SystemExit: With status 128 + n after signal n, once the state is saved.
+            ConfigError: If the loss is no longer finite.
+        """
+        self._restore()
+        self.model.train()
+        with self._signals(), self._progress() as progress:
+            last_save = time.monotonic()
+            while self.step < self.settings.steps:
+                if self.step == self.freeze_step:
+                    self._freeze()
+                begin = time.perf_counter()
+                loss, fractions = self._optimise()
+                self.train_seconds += time.perf_counter() - begin
+                self.step += 1
+                self._record(loss, fractions)
+                progress.advance(note=self._note(loss, fractions))
+                saved = time.monotonic() - last_save >= self.settings.checkpoint_seconds
+                if saved or self._stop_signal is not None:
+                    self._save()
+                    last_save = time.monotonic()
+                if self._stop_signal is not None:
+                    self._stop()
+        return self._finish(out_folder)
+
+    @property
+    def freeze_step(self) -> int:
+        """The step before which routing thresholds are calibrated and frozen."""
+        return self.settings.steps - math.ceil(self.settings.steps * self.settings.freeze_fraction)
+
+    def _sampler(self, split: str, recall_fraction: float, seed: int) -> BatchSampler:
+        shard = TokenShard.open(self.data_folder / f"{split}.tokens", verify=split != "train")
+        return BatchSampler(
+            shard,
+            self.tokenizer,
+            self.config.data.context,
+            self.settings.batch_size,
+            recall_fraction,
+            seed,
+        )
+
+    def _optimise(self) -> tuple[Tensor, list[Tensor]]:
+        """One optimiser step; returns the mean loss and the routed fraction of each layer."""
+        batch = self.batches.batch(self.step)
+        set_learning_rate(self.optimiser, learning_rate(self.step, self.settings))
+        parts = self.settings.accumulate
+        inputs = torch.as_tensor(batch.inputs_BT).to(self.job.device).chunk(parts)
+        targets = torch.as_tensor(batch.targets_BT).to(self.job.device).chunk(parts)
+        total = torch.zeros((), device=self.job.device)
+        routed: list[list[Tensor]] = []
+        for inputs_BT, targets_BT in zip(inputs, targets, strict=True):
+            with self._autocast():
+                loss, output = self.loss_function(inputs_BT, targets_BT)
+            (loss / parts).backward()
+            total += loss.detach() / parts
+            masks = [aux.routed_BT for aux in output.aux if aux.routed_BT is not None]
+            routed.append([mask.float().mean() for mask in masks])
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.model.end_step()
+        return total, [torch.stack(layer).mean() for layer in zip(*routed, strict=True)]
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        precision = self.settings.precision
+        if precision == "auto":
+            precision = "bfloat16" if self.job.device.type == "cuda" else "float32"
+        if precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.job.device.type, dtype=torch.bfloat16)
+
+    def _record(self, loss: Tensor, fractions: list[Tensor]) -> None:
+        last = self.step == self.settings.steps
+        if self.step % self.settings.log_every == 0 or self.step == 1 or last:
+            value = float(loss)
+            if not math.isfinite(value):
+                raise ConfigError(
+                    f"the loss of arm {self.job.arm.name!r} is {value} at step {self.step}; "
+                    f"lower train.learning_rate (now {self.settings.learning_rate})"
+                )
+            self._log("loss_nats", value, task="train")
+            for layer, fraction in enumerate(fractions):
+                self._log("kv_fraction", float(fraction), task="train", layer=layer)
+            for layer, threshold in enumerate(thresholds(self.model)):
+                if math.isfinite(threshold):
+                    self._log("threshold", threshold, layer=layer)
+        if self.step % self.settings.validation_every == 0 or last:
+            self._log("loss_nats", self._validation_loss(), task="validation")
+
+    def _log(self, metric: str, value: float, task: str | None = None, **labels: int) -> None:
+        self.log.append(
+            {"metric": metric, "value": value, "task": task, "step": self.step, "labels": labels}
+        )
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Mean loss in nats per token on the same windows of held-out text for every arm."""
+        sampler = self._sampler("validation", 0.0, HELD_OUT_SEED)
+        self.model.eval()
+        losses = []
+        for index in range(self.settings.validation_batches):
+            batch = sampler.batch(index)
+            inputs_BT = torch.as_tensor(batch.inputs_BT).to(self.job.device)
+            targets_BT = torch.as_tensor(batch.targets_BT).to(self.job.device)
+            with self._autocast():
+                logits_BTV = self.model(inputs_BT).logits_BTV
+            losses.append(F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten()))
+        self.model.train()
+        return float(torch.stack(losses).mean())
+
+    def _freeze(self) -> None:
+        """Set every routing threshold on a held-out split and keep it for the rest of the run."""
+        if not self.model.routes:
+            return
+        sampler = self._sampler("calibration", 0.0, HELD_OUT_SEED)
+        batches = [
+            torch.as_tensor(sampler.batch(index).inputs_BT).to(self.job.device)
+            for index in range(self.settings.calibration_batches)
+        ]
+        with self._autocast():
+            calibrate(self.model, batches)
+
+    def _restore(self) -> None:
+        state = load_state(self.state_path, self.job.device)
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        restore_random_state(state["random"])
+        self.step = state["step"]
+        self.train_seconds = state["train_seconds"]
+        self.log = state["log"]
+        print(f"resuming {self.job.arm.name} at step {self.step}", file=sys.stderr)
+
+    def _save(self) -> None:
+        save_state(
+            self.state_path,
+            {
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "random": random_state(),
+                "step": self.step,
+                "train_seconds": self.train_seconds,
+                "log": self.log,
+            },
+        )
+
+    def _finish(self, out_folder: Path) -> RowWriter:
+        tokens = self.settings.steps * self.settings.batch_size * self.config.data.context
+        save_model(
+            out_folder / "checkpoint",
+            self.model,
+            self.data_folder,
+            facts={"steps": self.step, "tokens": tokens, "seed": self.job.seed},
+        )
+        mode = "compiled" if self.settings.compile else "eager"
+        writer = self.job.writer(self.model, mode)
+        for entry in self.log:
+            writer.add(
+                "train",
+                entry["metric"],
+                entry["value"],
+                task=entry["task"],
+                x_name="step",
+                x_value=entry["step"],
+                labels=entry["labels"],
+            )
+        writer.add("train", "tokens_per_second", tokens / self.train_seconds)
+        writer.add("train", "wall_seconds", self.train_seconds)
+        writer.add("train", "peak_memory_bytes", peak_memory_bytes(self.job.device))
+        return writer
+
+    def discard_state(self) -> None:
+        """Remove the resumable state of a run whose outputs are written."""
+        shutil.rmtree(self.state_path.parent, ignore_errors=True)
+
+    def _progress(self) -> ProgressReporter:
+        title = f"train {self.job.arm.name} seed {self.job.seed}"
+        return ProgressReporter(title, self.settings.steps, done=self.step)
+
+    def _note(self, loss: Tensor, fractions: list[Tensor]) -> str:
+        """Loss, speed and routed fraction; read from the device only when a line will be shown."""
+        if self.step % self.settings.log_every and self.step != self.settings.steps:
+            return self._last_note
+        tokens = self.settings.batch_size * self.config.data.context * self.step
+        note = f"loss {float(loss):.3f}  {tokens / self.train_seconds:,.0f} tokens/s"
+        if fractions:
+            note += f"  kv {float(torch.stack(fractions).mean()):.3f}"
+        self._last_note = note
+        return note
+
+    _last_note = ""
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let a batch system's warning signal end the run after a checkpoint."""
+
+        def remember(number: int, frame: object) -> None:
+            self._stop_signal = number
+
+        handled = (signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, remember) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        name = signal.Signals(self._stop_signal).name
+        print(f"{name}: state saved at step {self.step}; rerun to continue", file=sys.stderr)
+        raise SystemExit(128 + self._stop_signal)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of allocated device memory, or of the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,47 @@
+"""AdamW with warm-up and cosine decay; weight decay on matrices only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ham.config import TrainConfig
+
+
+def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the model's parameters.
+
+    Matrices decay; vectors (norm gains, biases, decay rates of the recurrences) and the weights of
+    the short convolutions do not.
+    """
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and not name.endswith("conv.weight_WC")
+        (decayed if matrix else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    fused = next(model.parameters()).device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Learning rate of optimiser step `step` (from 0): linear warm-up, then cosine decay.
+
+    The last step gets `learning_rate × final_learning_rate_ratio`.
+    """
+    warmup = round(config.steps * config.warmup_fraction)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - 1 - warmup)
+    floor = config.final_learning_rate_ratio
+    return config.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
+    """Give every parameter group the same learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = value
