@@ -1,0 +1,216 @@
+"""Fingerprints of the code behind a result: what is hashed, and what is left out on purpose.
+
+A fingerprint covers the given modules and every project module that they import, directly or
+through others, also inside functions. Nothing is imported: the sources are parsed. Comments,
+docstrings and layout do not count, so formatting a file reruns nothing; a changed operator does.
+A string that is exactly the name of a project module counts as an import of it, because lazy
+registries and `importlib.resources` name modules that way. Files other than Python that lie in a
+package of the closure (templates, task files, the corpus) count with their bytes.
+
+Modules that steer jobs without touching their numbers are left out (`NEUTRAL`), and so are
+imports under `if TYPE_CHECKING`. `ham.config` is among them: its resolved values are compared by
+themselves (`ham.workflow.stage_hash`).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PROJECT = "ham"
+NEUTRAL = frozenset(
+    {
+        "ham",
+        "ham.cli",
+        "ham.config",
+        "ham.device",
+        "ham.doctor",
+        "ham.errors",
+        "ham.fingerprint",
+        "ham.plan",
+        "ham.workflow",
+    }
+)
+_CODE_SUFFIXES = frozenset({".py", ".pyc"})
+_DOTTED = re.compile(r"ham(\.\w+)+")
+_POSITIONS = frozenset({"lineno", "col_offset", "end_lineno", "end_col_offset", "type_comment"})
+
+
+class _Source(NamedTuple):
+    digest: bytes
+    references: frozenset[str]
+
+
+def repository_root() -> Path:
+    """The folder that holds `ham/`, `kernels/` and `baselines/`."""
+    return Path(__file__).resolve().parent.parent
+
+
+def fingerprint(*modules: str, root: Path | None = None) -> str:
+    """Hash of `modules` and of all project code that they reach: 12 hexadecimal digits.
+
+    Args:
+        modules: Dotted names, e.g. `"ham.cli.train"`.
+        root: The repository; that of this file when None.
+
+    Raises:
+        ModuleNotFoundError: If one of `modules` has no source file under `root`.
+    """
+    root = root or repository_root()
+    total = hashlib.sha256()
+    for name in sorted(reachable_modules(modules, root)):
+        path = module_path(name, root)
+        assert path is not None
+        total.update(name.encode() + b"\0" + _source(name, path).digest)
+        if path.name == "__init__.py":
+            for extra in _data_files(path.parent):
+                digest = _file_digest(extra, extra.stat().st_mtime_ns)
+                total.update(extra.name.encode() + b"\0" + digest)
+    return total.hexdigest()[:12]
+
+
+def reachable_modules(modules: Iterable[str], root: Path) -> set[str]:
+    """The closure of `modules` under project imports, packages above them included.
+
+    Raises:
+        ModuleNotFoundError: If one of `modules` has no source file under `root`.
+    """
+    found: set[str] = set()
+    waiting = list(modules)
+    for name in waiting:
+        if module_path(name, root) is None:
+            raise ModuleNotFoundError(f"no source file for {name} under {root}", name=name)
+    while waiting:
+        name = waiting.pop()
+        path = module_path(name, root)
+        if path is None or name in found or name in NEUTRAL:
+            continue
+        found.add(name)
+        waiting.extend(_parents(name))
+        waiting.extend(_source(name, path).references)
+    return found
+
+
+def module_path(name: str, root: Path) -> Path | None:
+    """The source file of a project module, or None where there is none.
+
+    `ham.kernels` lies in `kernels/` and `ham.baselines` in `baselines/` (see `pyproject.toml`).
+    """
+    parts = name.split(".")
+    if parts[0] != PROJECT:
+        return None
+    if parts[1:2] in (["kernels"], ["baselines"]):
+        parts = parts[1:]
+    base = root.joinpath(*parts)
+    for candidate in (base.with_name(base.name + ".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix not in _CODE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+@functools.cache
+def _file_digest(path: Path, mtime_ns: int) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def _source(name: str, path: Path) -> _Source:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return _read(path, package, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _read(path: Path, package: str, mtime_ns: int) -> _Source:
+    """Digest and references of one source file; `mtime_ns` only keys the cache."""
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    references = frozenset(name for name in _references(tree, package) if _is_project(name))
+    _strip_docstrings(tree)
+    parts: list[str] = []
+    _flatten(tree, parts)
+    return _Source(hashlib.sha256("\n".join(parts).encode()).digest(), references)
+
+
+def _references(tree: ast.Module, package: str) -> Iterator[str]:
+    """Every dotted name that the file imports or spells out as a string."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
+            waiting.extend(node.orelse)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = _absolute(node, package)
+            yield origin
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
+                yield node.value
+        else:
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module named after `from`, with leading dots resolved."""
+    if not node.level:
+        return node.module or ""
+    parts = package.split(".")
+    parts = parts[: len(parts) - node.level + 1]
+    return ".".join([*parts, node.module] if node.module else parts)
+
+
+def _is_project(name: str) -> bool:
+    return name == PROJECT or name.startswith(f"{PROJECT}.")
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return name == "TYPE_CHECKING"
+
+
+def _strip_docstrings(tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]
+
+
+def _flatten(node: object, parts: list[str]) -> None:
+    """Append a syntax tree to `parts`; empty fields are skipped, as Python 3.12 added some."""
+    if isinstance(node, ast.AST):
+        parts.append(type(node).__name__)
+        for field, value in node.__dict__.items():
+            if field in _POSITIONS or (value is None and field != "value") or value == []:
+                continue
+            parts.append(field)
+            _flatten(value, parts)
+        parts.append(")")
+    elif type(node) is list:
+        parts.append("[")
+        for item in node:
+            _flatten(item, parts)
+        parts.append("]")
+    else:
+        parts.append(repr(node))

@@ -1,0 +1,182 @@
+"""What the Snakemake rules need to know: paths, hashes and fingerprints of each stage.
+
+Kept out of the rule files so that it can be tested without Snakemake. Loads no torch: a dry run
+reads nothing but the configuration and the project's sources.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ham.config import ArmConfig, Config, parse_config
+from ham.device import uses_gpu, visible_gpus
+from ham.errors import DeviceError, unknown_choice
+from ham.files import stable_hash, write_text
+from ham.fingerprint import fingerprint, repository_root
+
+STAGES = ("prepare", "train", "evaluate", "measure", "report")
+SPLITS = ("train", "calibration", "validation", "test")
+RESULTS = "results/runs"
+REPORTS = "reports"
+
+
+def parse_workflow_config(values: Mapping[str, Any]) -> Config:
+    """Validate the map that Snakemake merged from all configuration files.
+
+    Mixer names are checked too; their options are checked by the jobs, which load torch.
+
+    Raises:
+        ConfigError: One message with every fault.
+    """
+    config = parse_config(dict(values))
+    known = mixer_files()
+    for arm in config.arms:
+        if arm.mixer not in known:
+            raise unknown_choice("mixer", arm.mixer, known)
+    return config
+
+
+def write_config(values: Mapping[str, Any], path: str, log: str) -> None:
+    """Write the resolved configuration as YAML, and its hash into the log of the rule."""
+    write_text(path, yaml.safe_dump(dict(values), sort_keys=False))
+    write_text(log, f"{path}: configuration {stable_hash(dict(values))}\n")
+
+
+def run_folder(config: Config) -> str:
+    """Where the results of this configuration lie, relative to the working directory."""
+    return f"{RESULTS}/{config.name}"
+
+
+def report_folder(config: Config) -> str:
+    """Where the report of this configuration lies."""
+    return f"{REPORTS}/{config.name}"
+
+
+def rows_files(config: Config) -> list[str]:
+    """The row files of all jobs: training and evaluation per seed, measurement per arm."""
+    models = f"{run_folder(config)}/models"
+    stages = ["train", "evaluate"]
+    rows = [
+        f"{models}/{arm.name}/seed{seed}/{stage}.rows.jsonl"
+        for arm in config.arms
+        for seed in config.seeds
+        for stage in stages
+    ]
+    if config.measure:
+        seed = config.seeds[0]
+        rows += [f"{models}/{arm.name}/seed{seed}/measure.rows.jsonl" for arm in config.arms]
+    return rows
+
+
+def mixer_files(root: Path | None = None) -> dict[str, str]:
+    """Module of every registered mixer by name, read from `baselines/` without importing it."""
+    found = {}
+    for path in sorted(((root or repository_root()) / "baselines").glob("*.py")):
+        for name in _registered_names(ast.parse(path.read_bytes(), filename=str(path))):
+            found[name] = f"ham.baselines.{path.stem}"
+    return found
+
+
+def _registered_names(tree: ast.Module) -> list[str]:
+    """The names given to `@register_baseline(...)` in one file."""
+    names = []
+    for node in tree.body:
+        for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else []:
+            if isinstance(decorator, ast.Call) and decorator.args:
+                function, argument = decorator.func, decorator.args[0]
+                called = function.attr if isinstance(function, ast.Attribute) else function.id
+                if called == "register_baseline" and isinstance(argument, ast.Constant):
+                    names.append(argument.value)
+    return names
+
+
+def stage_modules(stage: str, mixer: str | None = None, root: Path | None = None) -> list[str]:
+    """The modules whose code decides the result of a stage.
+
+    Args:
+        stage: One of `STAGES`.
+        mixer: The registered mixer of the arm; its file alone counts among the baselines.
+        root: The repository; that of this file when None.
+
+    Raises:
+        ConfigError: For an unknown stage or mixer.
+    """
+    if stage not in STAGES:
+        raise unknown_choice("stage", stage, STAGES)
+    modules = [f"ham.cli.{stage}"]
+    if mixer is not None:
+        known = mixer_files(root)
+        if mixer not in known:
+            raise unknown_choice("mixer", mixer, known)
+        modules.append(known[mixer])
+    return modules
+
+
+def stage_fingerprint(stage: str, mixer: str | None = None, root: Path | None = None) -> str:
+    """Fingerprint of the code behind a stage, for the mixer of one arm."""
+    return fingerprint(*stage_modules(stage, mixer, root), root=root)
+
+
+def stage_hash(config: Config, stage: str, arm: str | None = None) -> str:
+    """Hash of the part of the configuration that a stage reads.
+
+    A changed evaluation setting must not retrain, and a changed arm must not touch the others.
+    """
+    return stable_hash(_stage_values(config, stage, config.arm(arm) if arm else None))
+
+
+def _stage_values(config: Config, stage: str, arm: ArmConfig | None) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    data = values["data"]
+    if stage == "prepare":
+        return {key: data[key] for key in ("source", "hub", "tokenizer")}
+    if stage == "report":
+        return values
+    assert arm is not None
+    own = {"arm": arm.model_dump(mode="json"), "device": config.device}
+    if stage == "train":
+        budget = values["arms"][0] if config.model.match_parameters else None
+        return {
+            **own,
+            "data": data,
+            "model": values["model"],
+            "train": values["train"],
+            "sized_like": budget,
+        }
+    return {**own, stage: values[stage]}
+
+
+def require_device(config: Config) -> None:
+    """Stop before the first job when this machine lacks the GPU that the configuration needs.
+
+    Raises:
+        DeviceError: Names the device asked for and what to do.
+    """
+    if config.device == "cuda" and not visible_gpus():
+        raise DeviceError(
+            f"configuration {config.name!r} asks for device 'cuda', but this machine shows no "
+            "NVIDIA GPU; run it where one is, or overlay a file with `device: cpu` "
+            "(legal: auto, cpu, cuda)"
+        )
+
+
+def gpus_per_job(config: Config) -> int:
+    """1 when jobs of this configuration will use a GPU, else 0."""
+    return int(uses_gpu(config.device))
+
+
+def limit_gpus(workflow: Any) -> None:
+    """Let as many GPU jobs run at once as there are GPUs, unless the user set a limit.
+
+    Without a limit Snakemake ignores a resource. It has no documented call for this; service
+    rules use the same one.
+    """
+    from snakemake.resources import Resource
+
+    if "gpu" not in list(workflow.global_resources):
+        workflow.register_resource("gpu", Resource("gpu", max(1, len(visible_gpus()))))

@@ -1,0 +1,59 @@
+"""Names that the rules share; what they mean is in ham/workflow.py, where tests reach it."""
+
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from ham.errors import HamError
+from ham.workflow import (
+    SPLITS,
+    gpus_per_job,
+    limit_gpus,
+    parse_workflow_config,
+    report_folder,
+    require_device,
+    rows_files,
+    run_folder,
+    stage_fingerprint,
+    stage_hash,
+    write_config,
+)
+
+try:
+    CONFIG = parse_workflow_config(config)
+except HamError as error:
+    raise WorkflowError(str(error)) from None
+
+ENVIRONMENT = "../../environment.yml"
+RUN = run_folder(CONFIG)
+REPORT = report_folder(CONFIG)
+JOB = f"{RUN}/models/{{arm}}/seed{{seed}}"
+LOG = f"{RUN}/logs/{{arm}}/seed{{seed}}"
+MIXERS = {arm.name: arm.mixer for arm in CONFIG.arms}
+GPU = gpus_per_job(CONFIG)
+FULL = CONFIG.scale == "full"
+MEMORY_MB = 32000 if FULL else 3500
+
+# Jobs run under the interpreter that runs Snakemake.
+shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
+if GPU:
+    limit_gpus(workflow)
+
+
+wildcard_constraints:
+    arm="|".join(re.escape(arm.name) for arm in CONFIG.arms),
+    seed="|".join(str(seed) for seed in CONFIG.seeds),
+
+
+onstart:
+    if workflow.local_exec:
+        require_device(CONFIG)
+
+
+onerror:
+    print(f"The failed job's log is shown above and lies under {RUN}/logs/.")
+    print(
+        "To go on where it stopped: repeat the command, with --rerun-incomplete added."
+    )

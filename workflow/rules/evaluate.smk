@@ -1,0 +1,28 @@
+rule evaluate:
+    """Quality of one trained model: language modelling, lm-eval tasks, recall, the dial."""
+    input:
+        config=ancient(rules.configuration.output.config),
+        data=rules.prepare.output.summary,
+        shards=rules.prepare.output.shards,
+        checkpoint=rules.train.output.checkpoint,
+    output:
+        rows=f"{JOB}/evaluate.rows.jsonl",
+        manifest=f"{JOB}/evaluate.manifest.json",
+    log:
+        f"{LOG}/evaluate.log",
+    # Models that are done are evaluated while others train.
+    priority: 1
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads_per_job
+    resources:
+        gpu=GPU,
+        mem_mb=MEMORY_MB,
+        runtime="12h" if FULL else "30m",
+    params:
+        code=lambda wildcards: stage_fingerprint("evaluate", MIXERS[wildcards.arm]),
+        config=lambda wildcards: stage_hash(CONFIG, "evaluate", wildcards.arm),
+        data=subpath(input.data, parent=True),
+    shell:
+        "python -m ham evaluate {input.config} --arm {wildcards.arm} --seed {wildcards.seed}"
+        " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"

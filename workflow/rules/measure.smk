@@ -1,0 +1,26 @@
+rule measure:
+    """Speed and memory of one trained model, alone on the machine so that timings hold."""
+    input:
+        config=ancient(rules.configuration.output.config),
+        data=rules.prepare.output.summary,
+        shards=rules.prepare.output.shards,
+        checkpoint=rules.train.output.checkpoint,
+    output:
+        rows=f"{JOB}/measure.rows.jsonl",
+        manifest=f"{JOB}/measure.manifest.json",
+    log:
+        f"{LOG}/measure.log",
+    conda:
+        ENVIRONMENT
+    threads: lambda wildcards: workflow.cores if workflow.local_exec else CONFIG.threads_per_job
+    resources:
+        gpu=GPU,
+        mem_mb=MEMORY_MB,
+        runtime="4h" if FULL else "30m",
+    params:
+        code=lambda wildcards: stage_fingerprint("measure", MIXERS[wildcards.arm]),
+        config=lambda wildcards: stage_hash(CONFIG, "measure", wildcards.arm),
+        data=subpath(input.data, parent=True),
+    shell:
+        "python -m ham measure {input.config} --arm {wildcards.arm} --seed {wildcards.seed}"
+        " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"

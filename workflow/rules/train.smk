@@ -1,0 +1,28 @@
+rule train:
+    """Train one arm with one seed; a killed job goes on from results/.state."""
+    input:
+        config=ancient(rules.configuration.output.config),
+        data=rules.prepare.output.summary,
+        shards=rules.prepare.output.shards,
+    output:
+        checkpoint=directory(f"{JOB}/checkpoint"),
+        rows=f"{JOB}/train.rows.jsonl",
+        manifest=f"{JOB}/train.manifest.json",
+    log:
+        f"{LOG}/train.log",
+    retries: 2 if FULL else 0
+    conda:
+        ENVIRONMENT
+    threads: CONFIG.threads_per_job
+    resources:
+        gpu=GPU,
+        mem_mb=MEMORY_MB,
+        runtime="24h" if FULL else "30m",
+    params:
+        code=lambda wildcards: stage_fingerprint("train", MIXERS[wildcards.arm]),
+        config=lambda wildcards: stage_hash(CONFIG, "train", wildcards.arm),
+        data=subpath(input.data, parent=True),
+        folder=subpath(output.checkpoint, parent=True),
+    shell:
+        "python -m ham train {input.config} --arm {wildcards.arm} --seed {wildcards.seed}"
+        " --data {params.data} --out {params.folder} > {log} 2>&1"
