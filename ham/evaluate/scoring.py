@@ -1,0 +1,221 @@
+"""Teacher-forced scores of token sequences: the one forward loop behind every evaluation.
+
+Rows are sorted by length and right-padded within a batch. All models are causal and every row
+starts from an empty memory, so what follows a token cannot change its score; padding comes last
+and is left out of every statistic. A test compares rows scored alone with rows scored in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from ham.model.decoder import DecoderLM, DecoderOutput
+
+PADDING = 0
+BATCH_TOKENS = 4096
+_LONGEST_TO_SHORTEST = 1.25
+_LOGITS_AT_ONCE = 1 << 26
+
+
+@dataclass
+class RoutingCount:
+    """How many of the tokens read were routed to the KV cache, padding excluded.
+
+    Attributes:
+        tokens: Tokens read.
+        routed: Routed tokens by layer; only layers that route by choice.
+    """
+
+    tokens: int = 0
+    routed: dict[int, int] = field(default_factory=dict)
+
+    def add(self, output: DecoderOutput, valid_BT: torch.Tensor) -> None:
+        """Count one batch; `valid_BT` is False on padding."""
+        self.tokens += int(valid_BT.sum())
+        for layer, aux in enumerate(output.aux):
+            if aux.routed_BT is not None:
+                count = int((aux.routed_BT & valid_BT).sum())
+                self.routed[layer] = self.routed.get(layer, 0) + count
+
+    def per_layer(self) -> dict[int, float]:
+        """Realised share of routed tokens by layer; empty where nothing is routed by choice."""
+        return {layer: count / self.tokens for layer, count in self.routed.items()}
+
+    def fraction(self) -> float | None:
+        """Mean over the layers that route; None if none does."""
+        if not self.routed:
+            return None
+        return sum(self.per_layer().values()) / len(self.routed)
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """Scores of one row of n tokens; entry i is about token i + 1, given tokens 0..i.
+
+    Attributes:
+        nats: Float64 negative log-likelihoods, length n - 1.
+        greedy: Whether that token has the highest logit, length n - 1.
+        routed: Boolean `(layers that route, n - 1)`: whether token i was routed, or None when
+            not asked for or nothing routes.
+    """
+
+    nats: np.ndarray
+    greedy: np.ndarray
+    routed: np.ndarray | None = None
+
+    def span(self, start: int, end: int) -> tuple[float, bool]:
+        """Log-likelihood of tokens `[start, end)` and whether greedy decoding gives all of them."""
+        part = slice(start - 1, end - 1)
+        return -float(self.nats[part].sum()), bool(self.greedy[part].all())
+
+
+def score_rows(
+    model: DecoderLM,
+    rows: Sequence[Sequence[int]],
+    batch_tokens: int = BATCH_TOKENS,
+    routing: RoutingCount | None = None,
+    keep_routed: bool = False,
+) -> list[RowScore]:
+    """Score every token of every row but its first.
+
+    Args:
+        model: Put into evaluation mode for the call.
+        rows: Token ids; at least two, at most `max_positions + 1` in a row.
+        batch_tokens: Upper bound of tokens per forward pass, padding included; a longer row
+            is read alone.
+        routing: Counts routed tokens here.
+        keep_routed: Whether to return which tokens were routed.
+
+    Returns:
+        One score per row, in the order of `rows`.
+
+    Raises:
+        ConfigError: If a row is longer than the model's position range.
+        ValueError: If a row has fewer than two tokens.
+    """
+    if any(len(row) < 2 for row in rows):
+        raise ValueError("a row needs at least two tokens: one to read and one to predict")
+    scores: list[RowScore | None] = [None] * len(rows)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for indices in length_batches([len(row) - 1 for row in rows], batch_tokens):
+                batch = [rows[index] for index in indices]
+                for index, score in zip(
+                    indices, _score_batch(model, batch, routing, keep_routed), strict=True
+                ):
+                    scores[index] = score
+    finally:
+        model.train(was_training)
+    return scores  # type: ignore[return-value]
+
+
+def score_continuations(
+    model: DecoderLM,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch_size: int,
+    max_length: int | None = None,
+    routing: RoutingCount | None = None,
+) -> list[tuple[float, bool]]:
+    """Log-likelihood of each continuation given its context.
+
+    Args:
+        model: The model.
+        pairs: `(context_ids, continuation_ids)`; neither is empty.
+        batch_size: Rows of `max_length` tokens per forward pass; shorter rows are packed into
+            as many tokens.
+        max_length: Longest input; the training context when None. Of a longer pair the last
+            `max_length + 1` tokens are kept (`overflows` tells which).
+        routing: Counts routed tokens here.
+
+    Returns:
+        `(log-likelihood in nats, greedy decoding gives exactly the continuation)` per pair.
+    """
+    length = max_length or model.config.context
+    rows = [[*context, *continuation][-(length + 1) :] for context, continuation in pairs]
+    scores = score_rows(model, rows, batch_size * length, routing)
+    results = []
+    for row, score, (_, continuation) in zip(rows, scores, pairs, strict=True):
+        scored = min(len(continuation), len(row) - 1)
+        results.append(score.span(len(row) - scored, len(row)))
+    return results
+
+
+def overflows(context: Sequence[int], continuation: Sequence[int], max_length: int) -> bool:
+    """Whether `score_continuations` cuts this pair from the left."""
+    return len(context) + len(continuation) > max_length + 1
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows to read together: longest first, of similar length, within the budget."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batch: list[int] = []
+    for index in order:
+        if batch:
+            longest = lengths[batch[0]]
+            full = (len(batch) + 1) * longest > batch_tokens
+            if full or lengths[index] * _LONGEST_TO_SHORTEST < longest:
+                yield batch
+                batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _score_batch(
+    model: DecoderLM,
+    rows: Sequence[Sequence[int]],
+    routing: RoutingCount | None,
+    keep_routed: bool,
+) -> Iterator[RowScore]:
+    lengths = np.array([len(row) - 1 for row in rows])
+    padded = np.full((len(rows), lengths.max() + 1), PADDING, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    tokens = torch.from_numpy(padded).to(model.device)
+    output = model(tokens[:, :-1])
+    nats_BT, greedy_BT = _token_scores(output.logits_BTV, tokens[:, 1:])
+    if routing is not None:
+        valid = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
+        routing.add(output, valid.to(model.device))
+    routed = _routed(output) if keep_routed else None
+    for index, length in enumerate(lengths):
+        yield RowScore(
+            nats_BT[index, :length],
+            greedy_BT[index, :length],
+            None if routed is None else routed[:, index, :length],
+        )
+
+
+def _token_scores(
+    logits_BTV: torch.Tensor, targets_BT: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihoods (float64) and greedy hits, a bounded number of logits at once."""
+    vocabulary = logits_BTV.shape[-1]
+    logits_NV, targets_N = logits_BTV.flatten(0, 1), targets_BT.flatten()
+    step = max(1, _LOGITS_AT_ONCE // vocabulary)
+    nats, greedy = [], []
+    for start in range(0, len(targets_N), step):
+        part_NV = logits_NV[start : start + step]
+        part_NV = part_NV.float() if part_NV.element_size() < 4 else part_NV
+        part_N = targets_N[start : start + step]
+        nats.append(torch.nn.functional.cross_entropy(part_NV, part_N, reduction="none"))
+        greedy.append(part_NV.argmax(dim=-1) == part_N)
+    shape = tuple(targets_BT.shape)
+    return (
+        torch.cat(nats).double().cpu().numpy().reshape(shape),
+        torch.cat(greedy).cpu().numpy().reshape(shape),
+    )
+
+
+def _routed(output: DecoderOutput) -> np.ndarray | None:
+    """Boolean `(layers that route, B, T)`."""
+    routed = [aux.routed_BT for aux in output.aux if aux.routed_BT is not None]
+    return torch.stack(routed).cpu().numpy() if routed else None
