@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,12 +239,23 @@ class DecoderLM(nn.Module):
         return mixers + self._dense_flops_per_token()
 
     def state_bytes(
-        self, position: int, kv_fraction: float = 1.0, element_size: int = 2
+        self,
+        position: int,
+        kv_fraction: float | Sequence[float] = 1.0,
+        element_size: int = 2,
     ) -> StateBytes:
-        """Declared bytes of one sequence's decoding memory, summed over layers."""
+        """Declared bytes of one sequence's decoding memory, summed over layers.
+
+        Args:
+            position: Tokens read.
+            kv_fraction: Share of them routed, the same in every layer or one per layer.
+            element_size: Bytes of a KV element.
+        """
+        shared = isinstance(kv_fraction, float | int)
+        fractions = [kv_fraction] * len(self.blocks) if shared else kv_fraction
         layers = [
-            dataclasses.asdict(block.mixer.state_bytes(position, kv_fraction, element_size))
-            for block in self.blocks
+            dataclasses.asdict(block.mixer.state_bytes(position, fraction, element_size))
+            for block, fraction in zip(self.blocks, fractions, strict=True)
         ]
         return StateBytes(**{name: sum(layer[name] for layer in layers) for name in layers[0]})
 

@@ -1,0 +1,54 @@
+"""`ham measure`: speed and memory of one trained arm against context length."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham measure`."""
+    parser = subparsers.add_parser("measure", help="speed and memory of a trained arm")
+    from ham.job import add_job_arguments
+
+    add_job_arguments(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and write rows with their manifest."""
+    import numpy as np
+    import torch
+
+    from ham.errors import ConfigError
+    from ham.job import open_job
+    from ham.measure.throughput import Measurement
+    from ham.model.checkpoint import load_model
+    from ham.progress import ProgressReporter
+    from ham.report.manifest import device_name
+    from ham.train.shards import TokenShard
+
+    with open_job(arguments, "measure") as job:
+        settings = job.config.measure
+        if settings is None:
+            raise ConfigError("the configuration has no `measure` section; nothing to measure")
+        model = load_model(arguments.checkpoint, job.device)
+        shard = TokenShard.open(arguments.data / "test.tokens")
+        tokens_T = torch.from_numpy(np.asarray(shard.tokens[: model.config.max_positions]))
+        writer = job.writer(model)
+        name = device_name(job.device.type, job.manifest["gpus"])
+        measurement = Measurement(
+            model,
+            tokens_T.long().to(job.device),
+            settings,
+            job.config.train,
+            writer,
+            name,
+        )
+        parts = 3 * len(settings.contexts) + 1
+        with ProgressReporter(f"measure {job.arm.name}", parts) as progress:
+            measurement.run(lambda note: progress.advance(note=note))
+        job.finish(writer, arguments.rows)
+    return 0

@@ -1,0 +1,201 @@
+"""Speed of training step, prefill and decoding against context length, and the memory each takes.
+
+What is timed: a training step is forward, backward and optimiser update of one batch; prefill reads
+a whole context into an empty memory; decoding then adds single tokens, each timed alone. The text
+is held-out test text, so that a router keeps what it would keep in use. Memory is the size of the
+real tensors of the decoding state; the declared size of every mixer is compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ham.config import MeasureConfig, TrainConfig
+from ham.errors import HamError, MissingDataError
+from ham.measure.device import model_flops_utilisation
+from ham.measure.timing import peak_extra_bytes, time_calls
+from ham.model.decoder import DecoderLM, DecoderState
+from ham.report.rows import RowWriter
+from ham.train.optimiser import make_optimiser
+
+GROWTH_STEP_TOKENS = 64
+
+
+@dataclass
+class Measurement:
+    """Everything that the measurements of one model share.
+
+    Attributes:
+        tokens_T: One long stretch of test text.
+        device_name: Name of the device, for percentages of peak.
+    """
+
+    model: DecoderLM
+    tokens_T: Tensor
+    settings: MeasureConfig
+    training: TrainConfig
+    writer: RowWriter
+    device_name: str
+
+    def run(self, report: Callable[[str], None]) -> None:
+        """Measure every context; a cell that fails becomes a row with its error."""
+        for context in self.settings.contexts:
+            for part in (self._prefill, self._decode, self._training_step):
+                report(f"{part.__name__.strip('_')} {context}")
+                self._guarded(part, context)
+        report("growth")
+        self._guarded(self._growth, max(self.settings.contexts))
+
+    def _guarded(self, part: Callable[[int], None], context: int) -> None:
+        try:
+            part(context)
+        except (HamError, RuntimeError) as error:
+            experiment, metric, task = _FAILED_CELLS[part.__name__]
+            self.writer.add(
+                experiment,
+                metric,
+                None,
+                task=task,
+                x_name="context",
+                x_value=context,
+                error=f"{type(error).__name__}: {error}",
+            )
+
+    @torch.inference_mode()
+    def _prefill(self, context: int) -> None:
+        tokens_BT = self._text(context)
+        last: list[tuple[DecoderState, list[float]]] = []
+
+        def prefill() -> None:
+            state = self.model.init_state(self.settings.batch_size)
+            output = self.model.prefill(tokens_BT, state)
+            last[:] = [(state, output.kv_fraction_per_layer())]
+
+        timing = time_calls(prefill, self.model.device, self.settings.warmup, self.settings.repeats)
+        state, fractions = last[0]
+        where = {"x_name": "context", "x_value": context, "kv_fraction": mean_or_none(fractions)}
+        self._add_speed("prefill", timing, context * self.settings.batch_size, where)
+        self._add_utilisation("prefill", context, fractions, timing.median_ms, 1.0, where)
+        self._add_state_bytes(state, fractions, where)
+        peak = peak_extra_bytes(prefill, self.model.device)
+        self.writer.add("memory", "peak_memory_bytes", peak, task="prefill", **where)
+
+    @torch.inference_mode()
+    def _decode(self, context: int) -> None:
+        count = self.settings.decode_tokens
+        tokens_BT = self._text(context + count + self.settings.warmup)
+        state = self.model.init_state(self.settings.batch_size)
+        fractions = self.model.prefill(tokens_BT[:, :context], state).kv_fraction_per_layer()
+        upcoming = iter(tokens_BT[:, context:].unbind(dim=1))
+        timing = time_calls(
+            lambda: self.model.step(next(upcoming), state),
+            self.model.device,
+            self.settings.warmup,
+            count,
+        )
+        where = {"x_name": "context", "x_value": context, "kv_fraction": mean_or_none(fractions)}
+        self._add_speed("decode", timing, self.settings.batch_size, where)
+
+    def _training_step(self, context: int) -> None:
+        tokens_BT = self._text(context + 1)
+        inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        optimiser = make_optimiser(self.model, self.training)
+        fractions: list[float] = []
+        self.model.train()
+
+        def step() -> None:
+            output = self.model(inputs_BT)
+            logits_BTV = output.logits_BTV.flatten(0, 1).float()
+            F.cross_entropy(logits_BTV, targets_BT.flatten()).backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            fractions[:] = output.kv_fraction_per_layer()
+
+        try:
+            timing = time_calls(
+                step, self.model.device, self.settings.warmup, self.settings.repeats
+            )
+            peak = peak_extra_bytes(step, self.model.device)
+        finally:
+            self.model.load_state_dict(before)
+            self.model.eval()
+        where = {"x_name": "context", "x_value": context, "kv_fraction": mean_or_none(fractions)}
+        self._add_speed("train", timing, context * self.settings.batch_size, where)
+        self._add_utilisation("train", context, fractions, timing.median_ms, 3.0, where)
+        self.writer.add("memory", "peak_memory_bytes", peak, task="train", **where)
+
+    @torch.inference_mode()
+    def _growth(self, length: int) -> None:
+        """Bytes of the decoding memory while one document is read."""
+        tokens_BT = self._text(length)[:1]
+        state = self.model.init_state(1)
+        for part_BT in tokens_BT.split(GROWTH_STEP_TOKENS, dim=1):
+            self.model.prefill(part_BT, state)
+            held = state.bytes_allocated()
+            where = {"task": "kv_growth", "x_name": "position", "x_value": state.position}
+            self.writer.add("memory", "kv_bytes", held.get("kv", 0), **where)
+            self.writer.add("memory", "cache_bytes_allocated", sum(held.values()), **where)
+
+    def _add_speed(self, task: str, timing, tokens: int, where: dict) -> None:
+        metric = {"train": "training_step_ms", "prefill": "prefill_ms", "decode": "decode_ms"}[task]
+        labels = {"batch_size": self.settings.batch_size}
+        common = {"task": task, "labels": labels, **where}
+        spread = timing.interval()
+        self.writer.add("throughput", metric, timing.median_ms, **common, **spread)
+        rate = tokens / timing.median_ms * 1e3
+        n = spread["n"]
+        self.writer.add("throughput", "tokens_per_second", rate, n=n, **common)
+
+    def _add_utilisation(
+        self, task: str, context: int, fractions: list[float], ms: float, passes: float, where: dict
+    ) -> None:
+        fraction = mean_or_none(fractions)
+        flops = self.model.forward_flops(context, 1.0 if fraction is None else fraction)
+        flops *= passes * self.settings.batch_size
+        share = model_flops_utilisation(flops, ms / 1e3, self.device_name)
+        if share is not None:
+            self.writer.add("throughput", "mfu_fraction", share, task=task, **where)
+
+    def _add_state_bytes(self, state: DecoderState, fractions: list[float], where: dict) -> None:
+        held = state.bytes_allocated()
+        batch = self.settings.batch_size
+        for kind, count in sorted(held.items()):
+            self.writer.add("memory", f"{kind}_bytes", count / batch, task="decode", **where)
+        total = sum(held.values())
+        element_size = self.model.embedding.weight.element_size()
+        declared = self.model.state_bytes(state.position, fractions or 1.0, element_size)
+        add = self.writer.add
+        add("memory", "cache_bytes_allocated", total / batch, task="decode", **where)
+        add("memory", "cache_bytes_used", declared.used, task="decode", **where)
+        add("memory", "declared_bytes", declared.allocated, task="decode", **where)
+
+    def _text(self, length: int) -> Tensor:
+        """`tokens_BT`: the same stretch of text for each sequence of the batch.
+
+        The same text, so that the mean routed fraction is the fraction of each sequence and the
+        declared bytes of one sequence can be compared exactly.
+        """
+        if length > self.tokens_T.numel():
+            raise MissingDataError(
+                f"the test text has {self.tokens_T.numel()} tokens, {length} are needed"
+            )
+        return self.tokens_T[:length].repeat(self.settings.batch_size, 1)
+
+
+_FAILED_CELLS = {
+    "_prefill": ("throughput", "prefill_ms", "prefill"),
+    "_decode": ("throughput", "decode_ms", "decode"),
+    "_training_step": ("throughput", "training_step_ms", "train"),
+    "_growth": ("memory", "cache_bytes_allocated", "kv_growth"),
+}
+
+
+def mean_or_none(values: list[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return sum(values) / len(values) if values else None

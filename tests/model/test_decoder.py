@@ -1,0 +1,132 @@
+"""The shared decoder, its sizing, its files and its generation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ham.config import parse_config
+from ham.errors import ConfigError, CorruptFileError, MissingDataError
+from ham.model.checkpoint import load_model, read_description, save_model
+from ham.model.generation import generate
+from ham.model.sizing import model_config, parameter_count
+
+ARMS = [
+    {"name": "transformer", "mixer": "transformer"},
+    {"name": "window", "mixer": "sliding_window", "options": {"window": 64}},
+    {"name": "gdn", "mixer": "gated_delta_rule"},
+    {"name": "mamba2", "mixer": "mamba2"},
+    {"name": "ham", "mixer": "ham"},
+]
+
+
+def experiment(**model):
+    return parse_config({"name": "x", "arms": ARMS, "model": model})
+
+
+@pytest.mark.parametrize(("layers", "width", "heads"), [(2, 128, 4), (6, 256, 4), (24, 1536, 16)])
+def test_parameters_agree_within_one_percent(layers, width, heads) -> None:
+    config = experiment(layers=layers, width=width, heads=heads)
+    counts = [parameter_count(model_config(config, arm, 257)) for arm in config.arms]
+    assert max(counts) <= 1.01 * counts[0]
+    assert min(counts) >= 0.99 * counts[0]
+
+
+def test_first_arm_keeps_the_plain_mlp() -> None:
+    config = experiment(layers=2, width=128, heads=4)
+    assert model_config(config, config.arms[0], 257).mlp_width == 344
+
+
+def test_parameter_count_by_hand(tiny_model) -> None:
+    # 320 padded rows x 32; per layer: qkv 32x96, out 32x32, MLP 3x32x64, two norms of 32; one norm.
+    by_hand = 320 * 32 + 2 * (32 * 96 + 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+    assert tiny_model("transformer").count_parameters() == by_hand
+
+
+def test_a_mixer_too_large_for_the_budget_is_refused() -> None:
+    config = parse_config(
+        {
+            "name": "x",
+            "model": {"layers": 2, "width": 64, "heads": 2},
+            "arms": [ARMS[0], {"name": "big", "mixer": "mamba2", "options": {"expand": 16}}],
+        }
+    )
+    with pytest.raises(ConfigError, match="big"):
+        model_config(config, config.arms[1], 257)
+
+
+def test_sequences_beyond_max_positions_are_refused(tiny_model) -> None:
+    model = tiny_model("transformer")
+    with pytest.raises(ConfigError, match=r"1025 tokens.*max_positions 1024"):
+        model(torch.zeros(1, 1025, dtype=torch.int64))
+    state = model.init_state(1)
+    model.prefill(torch.zeros(1, 1024, dtype=torch.int64), state)
+    with pytest.raises(ConfigError, match="1025"):
+        model.step(torch.zeros(1, dtype=torch.int64), state)
+
+
+def test_saving_and_loading_keeps_logits_and_thresholds(tiny_model, tmp_path) -> None:
+    model = tiny_model("ham", target=0.4)
+    save_model(tmp_path, model, facts={"steps": 3})
+    loaded = load_model(tmp_path)
+    tokens_BT = torch.arange(60)[None]
+    assert torch.equal(loaded(tokens_BT).logits_BTV, model(tokens_BT).logits_BTV)
+    assert read_description(tmp_path)["facts"] == {"steps": 3}
+    assert loaded.config == model.config
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_damaged_weights_are_refused(tiny_model, tmp_path, damage) -> None:
+    save_model(tmp_path, tiny_model("transformer"))
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        content = content[: len(content) // 2]
+    else:
+        content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError, match="truncated or changed"):
+        load_model(tmp_path)
+
+
+def test_missing_and_foreign_model_folders_are_refused(tmp_path) -> None:
+    with pytest.raises(MissingDataError, match="holds no model"):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(CorruptFileError, match="lacks config, format_version, sha256"):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(CorruptFileError, match="not valid JSON"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("mixer", ["transformer", "ham", "mamba2"])
+def test_generation_equals_repeated_argmax(tiny_model, mixer) -> None:
+    model = tiny_model(mixer, dtype=torch.float64)
+    prompts = [[1, 2, 3], [9, 8, 7, 6, 5], [4, 4, 4], [7]]
+    found = generate(model, prompts, max_new_tokens=6)
+    for prompt, new in zip(prompts, found, strict=True):
+        tokens = list(prompt)
+        for _ in range(6):
+            logits = model(torch.tensor([tokens])).logits_BTV[0, -1]
+            tokens.append(int(logits.argmax()))
+        assert new == tokens[len(prompt) :]
+
+
+def test_generation_stops_each_prompt_on_its_own(tiny_model) -> None:
+    model = tiny_model("gated_delta_rule", dtype=torch.float64)
+    prompts = [[1, 2], [3, 4], [5, 6]]
+    free = generate(model, prompts, max_new_tokens=5)
+    lengths = iter([1, 3, 5])
+    wanted = {tuple(new[:n]) for new, n in zip(free, lengths, strict=True)}
+    stopped = generate(model, prompts, 5, stop=lambda new: tuple(new) in wanted)
+    assert [len(new) for new in stopped] == [
+        min(n for n in range(1, 6) if tuple(new[:n]) in wanted or n == 5) for new in free
+    ]
+    for new, whole in zip(stopped, free, strict=True):
+        assert new == whole[: len(new)]
+
+
+def test_an_empty_prompt_is_a_defect_of_the_caller(tiny_model) -> None:
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        generate(tiny_model("transformer"), [[]], 3)
