@@ -1,4 +1,4 @@
-"""The configuration of an experiment: one YAML file, typed, validated, with no second way to set it.
+"""The configuration of an experiment: one YAML file, typed and validated, and no second way.
 
 `load_config` reads one or more YAML files (a later one overlays an earlier one), applies `--set`
 overrides and validates the result. An unknown key, a wrong type or a value outside its legal set
@@ -393,7 +393,10 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set expects key=value, received {override!r}")
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value
