@@ -1,0 +1,420 @@
+"""What every figure shares: size, type, frame, labels at line ends, marks of failed cells.
+
+Figures are built with matplotlib's object interface (no pyplot, no global state) at a fixed size,
+so that the same rows give the same bytes. A drawing function returns a `Drawing`, or None when its
+rows were not run.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.transforms import blended_transform_factory
+
+from ham.report.aggregate import Point, Results
+from ham.report.formats import short_bytes, short_rate
+from ham.report.palette import GRID, INK, MUTED, PAPER, Style, model_styles
+
+WIDTH_INCHES = 7.6
+DPI = 150
+# Shapes of one nominal size cover very different areas.
+MARKER_SCALE = {"*": 1.75, "^": 1.15, "v": 1.15, "<": 1.15, ">": 1.15, "D": 0.9, "p": 1.2, "X": 1.2}
+# Tried in turn until a logarithmic axis has four ticks.
+TICK_FACTORS = {
+    2: ((1,), (1, 1.5), (1, 1.25, 1.5, 1.75)),
+    10: ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(1 + step / 4 for step in range(36))),
+}
+
+RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 1.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "text.color": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.9,
+    "svg.hashsalt": "ham-bench",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a drawing function needs besides the rows.
+
+    Attributes:
+        styles: Colour, marker and dash of each model.
+        smoke: Whether the numbers are a smoke run, which every figure then says.
+        context: The training context in tokens, or None when unknown.
+        targets: Target routed fraction of each arm that has one.
+    """
+
+    styles: Mapping[str, Style]
+    smoke: bool = False
+    context: int | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, results: Results, **fields: Any) -> Look:
+        """The look of all models of `results`."""
+        return cls(model_styles(results.models), **fields)
+
+
+@dataclass
+class Drawing:
+    """A finished figure and its words.
+
+    Attributes:
+        figure: The matplotlib figure.
+        shown: First caption line: what is shown.
+        note: Second caption line: how to read it, or what to note.
+        alt: Text that stands for the picture.
+    """
+
+    figure: Figure
+    shown: str
+    note: str
+    alt: str
+
+
+def style_context() -> Any:
+    """A context manager under which figures are drawn and saved."""
+    return matplotlib.rc_context(RC)
+
+
+def new_figure(
+    title: str,
+    subtitle: str,
+    *,
+    columns: int = 1,
+    rows: int = 1,
+    panel_height: float = 3.1,
+    left: float = 0.75,
+    right: float = 0.3,
+    legend: int = 0,
+    gap: float = 0.65,
+    row_gap: float = 0.75,
+    sharey: bool = False,
+    footer: str = "",
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a title block, panels and a footer, all placed in inches.
+
+    Args:
+        title: Bold first line.
+        subtitle: Second line: quantity, unit, set.
+        columns: Panels side by side.
+        rows: Rows of panels.
+        panel_height: Height of one panel in inches.
+        left: Margin for the axis labels.
+        right: Margin for labels at line ends.
+        legend: Lines of a legend above the panels, 0 for none.
+        gap: Horizontal space between panels.
+        row_gap: Vertical space between panels.
+        sharey: Whether the panels of a row share their vertical axis.
+        footer: Small print below.
+    """
+    top = 0.66 + 0.24 * legend + (0.22 if columns * rows > 1 else 0.0)
+    bottom = 0.58 + (0.22 if footer else 0.0)
+    height = top + bottom + rows * panel_height + (rows - 1) * row_gap
+    figure = Figure(figsize=(WIDTH_INCHES, height))
+    panel_width = (WIDTH_INCHES - left - right - (columns - 1) * gap) / columns
+    grid = figure.add_gridspec(
+        rows,
+        columns,
+        left=left / WIDTH_INCHES,
+        right=1 - right / WIDTH_INCHES,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=gap / panel_width,
+        hspace=row_gap / panel_height,
+    )
+    axes = grid.subplots(sharey=sharey, squeeze=False)
+    figure.text(0.14 / WIDTH_INCHES, 1 - 0.27 / height, title, fontsize=12, fontweight="bold")
+    figure.text(0.14 / WIDTH_INCHES, 1 - 0.49 / height, subtitle, fontsize=9, color=MUTED)
+    if footer:
+        figure.text(0.14 / WIDTH_INCHES, 0.09 / height, footer, fontsize=7.5, color=MUTED)
+    return figure, [panel for row in axes for panel in row]
+
+
+def end_series(axes: Axes, xs: Sequence[float], ys: Sequence[float], style: Style) -> None:
+    """Draw a long line with few markers."""
+    axes.plot(xs, ys, markevery=max(1, len(xs) // 8), **line_style(style, size=5.0))
+
+
+def save_png(figure: Figure) -> bytes:
+    """The figure as PNG, without dates or program names."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_svg(figure: Figure) -> str:
+    """The figure as SVG, without dates."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def line_style(style: Style, size: float = 6.0, **changes: Any) -> dict[str, Any]:
+    """Keyword arguments that draw a model's line with markers of one optical size (points)."""
+    drawn = {
+        "color": style.color,
+        "marker": style.marker,
+        "markersize": size * MARKER_SCALE.get(style.marker, 1.0),
+        "linestyle": style.dash,
+        "markeredgecolor": PAPER,
+        "markeredgewidth": 0.8,
+    }
+    return {**drawn, **changes}
+
+
+def draw_points(
+    axes: Axes,
+    points: Sequence[Point],
+    style: Style,
+    *,
+    xs: Sequence[float] | None = None,
+    label: str | None = None,
+) -> tuple[float, float] | None:
+    """Draw cells as a line with interval bars; returns the last point drawn.
+
+    Cells without a value break the line. `xs` replaces the coordinates of the points.
+    """
+    xs = [point.x for point in points] if xs is None else list(xs)
+    ys = [math.nan if p.cell.value is None else p.cell.value for p in points]
+    if all(math.isnan(y) for y in ys):
+        return None
+    axes.plot(xs, ys, label=label, **line_style(style))
+    for x, point in zip(xs, points, strict=True):
+        estimate = point.cell.estimate
+        if estimate is not None and estimate.low is not None and estimate.high is not None:
+            axes.plot(
+                [x, x], [estimate.low, estimate.high], color=style.color, alpha=0.45, linewidth=1.4
+            )
+    return max((x, y) for x, y in zip(xs, ys, strict=True) if not math.isnan(y))
+
+
+def mark_failures(axes: Axes, points: Sequence[Point], style: Style, slot: int = 0) -> list[float]:
+    """Put an × in the model's colour at the foot of the panel for each failed cell."""
+    failed = [point.x for point in points if point.cell.status == "failed"]
+    if failed:
+        axes.plot(
+            failed,
+            [0.045 + 0.06 * slot] * len(failed),
+            transform=blended_transform_factory(axes.transData, axes.transAxes),
+            linestyle="none",
+            marker="x",
+            markersize=7,
+            markeredgewidth=2.2,
+            color=style.color,
+            clip_on=False,
+            zorder=5,
+        )
+    return failed
+
+
+def model_legend(figure: Figure, look: Look, models: Sequence[str], failed: bool = False) -> None:
+    """A legend above the panels, below the title block; it covers no data."""
+    handles = [Line2D([], [], label=model, **line_style(look.styles[model])) for model in models]
+    if failed:
+        handles.append(
+            Line2D([], [], linestyle="none", marker="x", color=MUTED, mew=2.2, label="failed")
+        )
+    height = figure.get_figheight()
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.08 / WIDTH_INCHES, 1 - 0.57 / height),
+        ncol=math.ceil(len(handles) / legend_lines([h.get_label() for h in handles])),
+        handlelength=2.2,
+        columnspacing=1.4,
+        borderpad=0.2,
+        labelspacing=0.35,
+    )
+
+
+def legend_lines(labels: Iterable[str]) -> int:
+    """Lines that a legend of these labels needs at the figure's width."""
+    lengths = [len(label) for label in labels]
+    if not lengths:
+        return 1
+    for lines in range(1, len(lengths) + 1):
+        columns = math.ceil(len(lengths) / lines)
+        # A column is as wide as its longest entry: 0.068 in a character, 0.55 in for the handle.
+        needed = sum(
+            0.068 * max(lengths[start : start + lines]) + 0.55
+            for start in range(0, len(lengths), lines)
+        )
+        if needed <= WIDTH_INCHES - 0.2 or columns == 1:
+            return lines
+    return len(lengths)
+
+
+def label_line_ends(
+    axes: Axes, ends: Mapping[str, tuple[float, float]], look: Look, names: Mapping | None = None
+) -> None:
+    """Write each model's name right of its line, moved apart where lines end close together.
+
+    Call it when limits are final. `names` gives other texts than the models' names.
+    """
+    place_labels(
+        axes,
+        {
+            (names or {}).get(model, model): (x, y, look.styles[model].color)
+            for model, (x, y) in ends.items()
+        },
+    )
+
+
+def place_labels(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+    """Write texts right of the panel beside (x, y), without overlaps, joined by thin lines."""
+    if not ends:
+        return
+    # Reading the limits ends lazy autoscaling; setting them keeps the labels beside their lines.
+    axes.set_xlim(axes.get_xlim())
+    axes.set_ylim(axes.get_ylim())
+    figure = axes.get_figure()
+    box = axes.get_position()
+    height = box.height * figure.get_figheight()
+    minimum = 0.155 / height
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = []
+    for text, (x, y, color) in ends.items():
+        end_x, end_y = to_axes.transform((x, y))
+        wanted.append((end_y, end_x, text, color))
+    wanted.sort()
+    placed = spread_out([min(max(end_y, 0.0), 1.0) for end_y, *_ in wanted], minimum)
+    pad = 0.12 / (box.width * figure.get_figwidth())
+    for (end_y, end_x, text, color), y in zip(wanted, placed, strict=True):
+        axes.plot(
+            [end_x, 1 + 0.35 * pad, 1 + pad],
+            [end_y, y if end_x > 0.97 else end_y, y],
+            transform=axes.transAxes,
+            color=color,
+            linewidth=0.8,
+            alpha=0.55,
+            clip_on=False,
+            solid_capstyle="round",
+        )
+        axes.text(
+            1 + 1.35 * pad,
+            y,
+            text,
+            transform=axes.transAxes,
+            color=color,
+            fontsize=8.5,
+            fontweight="bold",
+            va="center",
+        )
+
+
+def spread_out(positions: Sequence[float], minimum: float) -> list[float]:
+    """Sorted positions moved apart to at least `minimum`, kept within 0..1 where they fit.
+
+    Neighbours push each other equally, so that a label stays close to its line.
+    """
+    placed = list(positions)
+    for _ in range(300):
+        moved = False
+        for index in range(len(placed) - 1):
+            lack = minimum - (placed[index + 1] - placed[index])
+            if lack > 1e-6:
+                placed[index] -= lack / 2
+                placed[index + 1] += lack / 2
+                moved = True
+        if placed and placed[0] < 0.0 and placed[-1] - placed[0] < 1.0:
+            placed[0], moved = 0.0, True
+        if placed and placed[-1] > 1.0 and placed[-1] - placed[0] < 1.0:
+            placed[-1], moved = 1.0, True
+        if not moved:
+            break
+    return placed
+
+
+def log_x_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """A base-2 axis that names the measured values themselves, thinned where they are many."""
+    axes.set_xscale("log", base=2)
+    step = math.ceil(len(values) / 8)
+    shown = sorted(values)[::-1][::step][::-1]
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if len(values) > 1:
+        margin = (max(values) / min(values)) ** 0.04
+        axes.set_xlim(min(values) / margin, max(values) * margin)
+
+
+def log_y_bytes(axes: Axes) -> None:
+    """A base-2 axis in KiB, MiB, GiB with at most seven ticks."""
+    _log_y(axes, 2, lambda value, _: short_bytes(value))
+
+
+def log_y_rate(axes: Axes) -> None:
+    """A decimal axis in 1k, 2k, 5k, 10k with at most eight ticks."""
+    _log_y(axes, 10, lambda value, _: short_rate(value))
+
+
+def _log_y(axes: Axes, base: int, write: Any) -> None:
+    axes.set_yscale("log", base=base)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high, base)))
+    axes.yaxis.set_major_formatter(FuncFormatter(write))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(low, high)
+
+
+def _log_ticks(low: float, high: float, base: int) -> list[float]:
+    start, stop = math.floor(math.log(low, base)), math.ceil(math.log(high, base))
+    powers = [float(base) ** exponent for exponent in range(start, stop + 1)]
+    ticks: list[float] = []
+    for factors in TICK_FACTORS[base]:
+        ticks = [power * factor for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            break
+    return ticks[:: math.ceil(len(ticks) / 8)] if ticks else [low, high]
+
+
+def pad_log(axes: Axes, factor: float = 1.25) -> None:
+    """Widen a logarithmic vertical axis by a factor at both ends."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / factor, high * factor)
+
+
+def footer_text(results: Results, look: Look, *parts: str) -> str:
+    """Small print: smoke run, seeds, and what else the figure wants to say."""
+    seeds = len(results.seeds())
+    first = ["smoke run: proves nothing about the architectures"] if look.smoke else []
+    return " · ".join([*first, f"n={seeds} seed{'s' if seeds != 1 else ''}", *filter(None, parts)])

@@ -1,0 +1,376 @@
+"""Figures of language modelling: bits per byte, loss by position, lm-eval tasks, the dial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from ham.report.aggregate import Cell, Point, Results, summarise, summarise_pooled
+from ham.report.formats import bits, cell_text, join_words, share
+from ham.report.palette import INK, MUTED
+from ham.report.plots_base import (
+    Drawing,
+    Look,
+    draw_points,
+    footer_text,
+    label_line_ends,
+    legend_lines,
+    line_style,
+    mark_failures,
+    model_legend,
+    new_figure,
+    place_labels,
+)
+
+
+def main_context(results: Results, look: Look) -> float | None:
+    """The context at which models are compared: the training context, else the longest."""
+    contexts = results.x_values("language_modelling", "bits_per_byte")
+    if look.context in contexts:
+        return float(look.context or 0)
+    return contexts[-1] if contexts else None
+
+
+def quality_cell(results: Results, look: Look, model: str) -> Cell:
+    """Bits per byte of a model at the main context."""
+    context = main_context(results, look)
+    return results.cell("language_modelling", "bits_per_byte", model=model, x=context)
+
+
+def unigram_cell(results: Results) -> Cell:
+    """Bits per byte of the unigram model; the same for every arm, so rows are pooled."""
+    cell = summarise_pooled(results.find("language_modelling", "unigram_bits_per_byte"))
+    return cell if cell.value is None else summarise(list(cell.rows)[-1:])
+
+
+def bits_per_byte(results: Results, look: Look) -> Drawing | None:
+    """One dot a model with its interval, sorted; the unigram model as reference."""
+    cells = {model: quality_cell(results, look, model) for model in results.models}
+    good = {m: cell for m, cell in cells.items() if cell.value is not None}
+    if not good:
+        return None
+    order = sorted(good, key=lambda model: good[model].value or 0.0)
+    failed = [model for model in results.models if cells[model].status == "failed"]
+    context = main_context(results, look)
+    rows = order + failed
+    figure, (axes,) = new_figure(
+        "Bits per byte on held-out text",
+        f"test documents, context {context:,.0f} tokens; lower is better",
+        left=1.55,
+        right=0.95,
+        panel_height=0.34 * len(rows) + 0.35,
+        footer=footer_text(results, look, _interval_words(good)),
+    )
+    for index, model in enumerate(rows):
+        _dot(axes, index, cells[model], look, model)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.yaxis.set_major_locator(FixedLocator(list(range(len(rows)))))
+    axes.set_yticklabels(rows, color=INK)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("bits per byte")
+    axes.margins(x=0.06)
+    unigram = unigram_cell(results).value
+    _draw_unigram(axes, unigram)
+    best, worst = order[0], order[-1]
+    note = f"Lower is better. {best} is lowest ({cell_text(good[best], bits)})"
+    if worst != best:
+        note += f"; from best to worst it is {bits(good[worst].value - good[best].value)}"
+    if unigram is not None:
+        note += f". A unigram model needs {bits(unigram)}"
+    words = "; ".join(f"{model} {cell_text(cells[model], bits)}" for model in rows)
+    return Drawing(
+        figure,
+        "Each dot is a model's mean over held-out test documents; small dots are single seeds.",
+        note + ".",
+        f"Dot plot of bits per byte, lower is better: {words}.",
+    )
+
+
+def _dot(axes: Axes, index: int, cell: Cell, look: Look, model: str) -> None:
+    style = look.styles[model]
+    if cell.estimate is None:
+        axes.text(
+            0.02, index, "failed", transform=axes.get_yaxis_transform(), va="center", color=MUTED
+        )
+        return
+    estimate = cell.estimate
+    if estimate.low is not None:
+        axes.plot(
+            [estimate.low, estimate.high], [index, index], color=style.color, alpha=0.5, linewidth=3
+        )
+    if len(cell.by_seed) > 1:
+        values = [value for _, value in cell.by_seed]
+        axes.plot(values, [index] * len(values), ".", color=style.color, alpha=0.6, markersize=4)
+    axes.plot([estimate.value], [index], **line_style(style, linestyle="none", size=8.5))
+    axes.text(
+        1.02,
+        index,
+        bits(estimate.value),
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        fontweight="bold",
+        color=style.color,
+    )
+
+
+def _draw_unigram(axes: Axes, unigram: float | None) -> None:
+    """A line where it fits on the axis; otherwise a note at the edge, to keep models apart."""
+    if unigram is None:
+        return
+    low, high = axes.get_xlim()
+    if unigram <= high + 0.6 * (high - low):
+        axes.axvline(unigram, color=MUTED, linestyle=":", linewidth=1.5)
+        axes.set_xlim(low, max(high, unigram + 0.05 * (high - low)))
+        axes.annotate(
+            "unigram ",
+            (unigram, 0.02),
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            color=MUTED,
+            fontsize=8.5,
+        )
+        return
+    axes.annotate(
+        f"unigram model: {bits(unigram)}, off the scale →",
+        (1.0, 1.02),
+        xycoords="axes fraction",
+        ha="right",
+        va="bottom",
+        color=MUTED,
+        fontsize=8.5,
+    )
+
+
+def _interval_words(cells: Mapping[str, Cell]) -> str:
+    """What the bars of these cells are; empty without bars."""
+    names = {cell.estimate.interval for cell in cells.values() if cell.estimate is not None}
+    words = {
+        "t95": "95 % t interval over seeds",
+        "bootstrap95": "95 % bootstrap over documents",
+        "wilson95": "95 % Wilson interval",
+        "p20_p80": "20th to 80th percentile",
+    }
+    bars = join_words(sorted(words.get(name, name) for name in names if name))
+    return f"bar: {bars}" if bars else ""
+
+
+def loss_by_position(results: Results, look: Look) -> Drawing | None:
+    """Loss against the position in the context."""
+    context = _position_context(results, look)
+    lines = {
+        model: results.series("language_modelling", "loss_nats", model=model, keep=context[1])
+        for model in results.models
+    }
+    lines = {model: points for model, points in lines.items() if points}
+    if not any(p.cell.value is not None for points in lines.values() for p in points):
+        return None
+    figure, (axes,) = new_figure(
+        "Loss by position in the context",
+        f"test documents, nats per token{context[0]}",
+        right=1.65,
+        footer=footer_text(results, look, _interval_words(_last_cells(lines))),
+    )
+    ends, firsts = {}, {}
+    for slot, (model, points) in enumerate(lines.items()):
+        end = draw_points(axes, points, look.styles[model])
+        mark_failures(axes, points, look.styles[model], slot)
+        if end is not None:
+            ends[model] = end
+            firsts[model] = next(p.cell.value for p in points if p.cell.value is not None)
+    axes.set_xlabel("position in the context (tokens, bin centres)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_xlim(0, None)
+    label_line_ends(axes, ends, look)
+    gains = {model: firsts[model] - ends[model][1] for model in ends}
+    most = max(gains, key=lambda model: gains[model])
+    return Drawing(
+        figure,
+        "Mean loss of the tokens at each distance from the start of the context.",
+        "A line that keeps falling uses the far context. From the first to the last bin "
+        f"{most} gains most ({bits(gains[most])} nats).",
+        "Line chart of loss against position. Gain from first to last bin in nats: "
+        + "; ".join(f"{model} {bits(gains[model])}" for model in gains)
+        + ".",
+    )
+
+
+def _last_cells(lines: Mapping[str, list[Point]]) -> dict[str, Cell]:
+    return {m: points[-1].cell for m, points in lines.items() if points[-1].cell.estimate}
+
+
+def _position_context(results: Results, look: Look) -> tuple[str, object]:
+    """Words for the subtitle and a filter of rows: the longest context that was binned."""
+    contexts = results.label_values("language_modelling", "loss_nats", "context")
+    if not contexts:
+        return "", None
+    longest = contexts[-1]
+    return f", context {longest:,}", lambda row: row.labels.get("context") == longest
+
+
+def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:
+    """Accuracy of each lm-eval task beside chance."""
+    tasks = [
+        task
+        for task in results.tasks("lm_eval", "accuracy")
+        if any(r.value is not None for r in results.find("lm_eval", "accuracy", task=task))
+    ]
+    if not tasks:
+        return None
+    models = [m for m in results.models if results.find("lm_eval", "accuracy", model=m)]
+    figure, (axes,) = new_figure(
+        "lm-eval accuracy by task",
+        "share correct; the grey bar is chance",
+        left=2.0,
+        legend=legend_lines(models),
+        panel_height=len(tasks) * (0.13 * len(models) + 0.28) + 0.1,
+        footer=footer_text(results, look, "bar: 95 % interval"),
+    )
+    for index, task in enumerate(tasks):
+        chance = _chance(results, task)
+        if chance is not None:
+            axes.plot(
+                [chance, chance],
+                [index - 0.42, index + 0.42],
+                color=MUTED,
+                linewidth=3,
+                alpha=0.6,
+                solid_capstyle="butt",
+            )
+        for slot, model in enumerate(models):
+            y = index + 0.7 * ((slot + 0.5) / len(models) - 0.5)
+            _task_dot(
+                axes, results.cell("lm_eval", "accuracy", model=model, task=task), y, look, model
+            )
+    axes.set_ylim(len(tasks) - 0.45, -0.55)
+    axes.yaxis.set_major_locator(FixedLocator(list(range(len(tasks)))))
+    axes.set_yticklabels([task.replace("_", " ") for task in tasks], color=INK)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(-0.01, None)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
+    axes.set_xlabel("accuracy")
+    model_legend(figure, look, models)
+    above = _above_chance(results, tasks, models)
+    return Drawing(
+        figure,
+        "Zero-shot accuracy on lm-evaluation-harness tasks, with 95 % intervals.",
+        f"Only an interval wholly right of the grey bar is better than chance: {above}.",
+        f"Dot plot of accuracies for the tasks {join_words(tasks)}; above chance: {above}.",
+    )
+
+
+def _task_dot(axes: Axes, cell: Cell, y: float, look: Look, model: str) -> None:
+    style = look.styles[model]
+    if cell.status == "failed":
+        axes.plot(
+            [0.0], [y], linestyle="none", marker="x", color=style.color, mew=2.0, clip_on=False
+        )
+    if cell.estimate is None:
+        return
+    if cell.estimate.low is not None:
+        axes.plot([cell.estimate.low, cell.estimate.high], [y, y], color=style.color, alpha=0.5)
+    axes.plot([cell.estimate.value], [y], **line_style(style, linestyle="none"))
+
+
+def _chance(results: Results, task: str) -> float | None:
+    return summarise_pooled(results.find("lm_eval", "chance_accuracy", task=task)).value
+
+
+def _above_chance(results: Results, tasks: list[str], models: list[str]) -> str:
+    above, compared = 0, 0
+    for task in tasks:
+        chance = _chance(results, task)
+        for model in models:
+            estimate = results.cell("lm_eval", "accuracy", model=model, task=task).estimate
+            if estimate is not None and estimate.low is not None and chance is not None:
+                compared += 1
+                above += estimate.low > chance
+    return f"{above} of {compared} model-task pairs"
+
+
+def dial(results: Results, look: Look) -> Drawing | None:
+    """Bits per byte against the realised KV fraction of one trained model."""
+    lines = {model: dial_points(results, model) for model in results.models}
+    lines = {m: points for m, points in lines.items() if any(p.cell.value for p in points)}
+    if not lines:
+        return None
+    figure, (axes,) = new_figure(
+        "The dial: loss against cache, one trained model",
+        "bits per byte of test documents; thresholds recalibrated, no retraining",
+        right=1.65,
+        footer=footer_text(results, look, "square-root horizontal scale"),
+    )
+    ends = {}
+    for slot, (model, points) in enumerate(lines.items()):
+        end = draw_points(axes, points, look.styles[model])
+        mark_failures(axes, points, look.styles[model], slot)
+        if end is not None:
+            ends[model] = (*end, look.styles[model].color)
+    axes.set_xscale("function", functions=(_signed_root, _signed_square))
+    axes.set_xlim(-0.0004, 1.02)
+    axes.xaxis.set_major_locator(FixedLocator([0, 1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))
+    axes.set_xlabel("realised KV fraction (share of tokens in the cache)")
+    axes.set_ylabel("bits per byte")
+    references = _dial_references(axes, results, look, lines)
+    place_labels(axes, {**ends, **references})
+    return Drawing(
+        figure,
+        "One trained model a curve: its routing thresholds are calibrated on other text for each "
+        "target share, frozen, and evaluated"
+        + ("; horizontal lines: models without a dial." if references else "."),
+        f"Read from left (no cache) to right (every token cached). {_dial_note(lines)}",
+        f"Line chart of bits per byte against realised KV fraction. {_dial_note(lines)}",
+    )
+
+
+def dial_points(results: Results, model: str) -> list[Point]:
+    """The dial of a model, by realised fraction (mean over seeds)."""
+    points = []
+    for point in results.series("dial", "bits_per_byte", model=model):
+        realised = [r.kv_fraction for r in point.cell.rows if r.kv_fraction is not None]
+        x = sum(realised) / len(realised) if realised else point.x
+        points.append(Point(x, point.cell))
+    return sorted(points, key=lambda point: point.x)
+
+
+def _dial_references(
+    axes: Axes, results: Results, look: Look, lines: Mapping[str, list[Point]]
+) -> dict[str, tuple[float, float, str]]:
+    labels = {}
+    for model in ("transformer", "gated-delta-rule"):
+        if model in lines or model not in results.models:
+            continue
+        cell = quality_cell(results, look, model)
+        if cell.value is not None:
+            style = look.styles[model]
+            axes.axhline(cell.value, color=style.color, linestyle=(0, (5, 2)), linewidth=1.5)
+            labels[model] = (1.02, cell.value, style.color)
+    return labels
+
+
+def _dial_note(lines: Mapping[str, list[Point]]) -> str:
+    notes = []
+    for model, points in lines.items():
+        good = [p for p in points if p.cell.value is not None]
+        if not good:
+            continue
+        first, last = good[0], good[-1]
+        notes.append(
+            f"{model}: {bits(first.cell.value)} at {share(first.x)}, "
+            f"{bits(last.cell.value)} at {share(last.x)}"
+        )
+    return "; ".join(notes) + "."
+
+
+def _signed_root(values: object) -> object:
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _signed_square(values: object) -> object:
+    return np.sign(values) * np.square(values)
