@@ -89,7 +89,7 @@ def _registered_names(tree: ast.Module) -> list[str]:
         for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else []:
             if isinstance(decorator, ast.Call) and decorator.args:
                 function, argument = decorator.func, decorator.args[0]
-                called = function.attr if isinstance(function, ast.Attribute) else function.id
+                called = getattr(function, "attr", None) or getattr(function, "id", None)
                 if called == "register_baseline" and isinstance(argument, ast.Constant):
                     names.append(argument.value)
     return names
