@@ -1,8 +1,8 @@
 """Operations and their providers: who can compute what, and on which device.
 
-An operation is a folder of this package. Its `__init__` builds one `Operation`, registers the
-providers and hands both to `register_operation`; verification, timing and tests loop over the
-registry, so a new provider needs no further line anywhere else.
+An operation is a folder of this package whose `__init__` calls `register_operation`.
+Verification, timing and tests loop over the registry, so a new provider needs no further line
+anywhere else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -33,31 +33,13 @@ class Cost:
     bytes: int
 
 
-class Case(Protocol):
-    """A problem size of one operation, as kept in its `cases.py`."""
-
-    @property
-    def name(self) -> str:
-        """Readable and unique within the operation."""
-
-    @property
-    def time(self) -> int:
-        """Sequence length T."""
-
-    def cost(self, dtype: torch.dtype) -> Cost:
-        """FLOPs and bytes of one forward pass."""
-
-    def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
-        """Keyword arguments of the operation; equal seeds give equal values on every device."""
-
-
 @dataclass(frozen=True)
 class Provider:
     """One way to compute an operation.
 
     Attributes:
         name: Name that callers pass as `provider=`.
-        function: Takes the operation's own arguments, all of them by keyword.
+        function: Takes the arguments of `Operation.run`, defaults filled in, without `provider`.
         available: Whether it can run on a device; must not raise.
     """
 
@@ -68,20 +50,16 @@ class Provider:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation with everything needed to check and time its providers.
+    """An operation and who can compute it.
 
     Attributes:
         name: Name of its folder.
         run: The public function; takes `provider=`.
-        verify_cases: Small cases that cover the corners; every provider must match on all.
-        speed_cases: Cases worth timing.
         providers: By name; `reference` is always among them.
     """
 
     name: str
     run: Callable[..., Any]
-    verify_cases: tuple[Case, ...]
-    speed_cases: tuple[Case, ...]
     providers: dict[str, Provider] = field(default_factory=dict)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput, check_arguments
-from ham.kernels.gated_delta_rule.cases import SPEED_CASES, VERIFY_CASES
 from ham.kernels.gated_delta_rule.chunked import chunked
 from ham.kernels.gated_delta_rule.cost import chunked_flops, cost
 from ham.kernels.gated_delta_rule.reference import gated_delta_rule_step, reference
@@ -64,9 +63,7 @@ def gated_delta_rule(
         DeviceError: If it cannot run on the device of the inputs.
         ValueError: If shapes do not fit together.
     """
-    check_arguments(
-        q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV, chunk_size
-    )
+    check_arguments(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV, chunk_size)
     return find_provider("gated_delta_rule", provider, q_BTHK.device).function(
         q_BTHK,
         k_BTHK,
@@ -80,7 +77,7 @@ def gated_delta_rule(
 
 
 register_operation(
-    Operation("gated_delta_rule", gated_delta_rule, VERIFY_CASES, SPEED_CASES),
+    Operation("gated_delta_rule", gated_delta_rule),
     Provider(REFERENCE, reference, anywhere),
     Provider("torch", chunked, anywhere),
 )

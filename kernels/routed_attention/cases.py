@@ -1,0 +1,80 @@
+"""Problem sizes and random inputs on which providers of routed attention are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ham.kernels.registry import Cost
+from ham.kernels.routed_attention.cost import cost
+
+
+@dataclass(frozen=True)
+class RoutedAttentionCase:
+    """One problem size.
+
+    Attributes:
+        fraction: Share of tokens routed, independently of one another.
+        ragged: The first sequence has no routed token, the last one has all, and the tokens of
+            the first quarter of the others are unrouted.
+    """
+
+    batch: int
+    time: int
+    heads: int
+    key_size: int
+    value_size: int
+    fraction: float = 0.25
+    ragged: bool = False
+
+    @property
+    def name(self) -> str:
+        """Readable and unique within the operation."""
+        name = f"B{self.batch} T{self.time} H{self.heads} K{self.key_size} V{self.value_size}"
+        return name + f" f{self.fraction:g}" + (" ragged" if self.ragged else "")
+
+    def cost(self, dtype: torch.dtype) -> Cost:
+        """FLOPs and bytes of one forward pass at the nominal fraction."""
+        return cost(
+            batch=self.batch,
+            time=self.time,
+            heads=self.heads,
+            key_size=self.key_size,
+            value_size=self.value_size,
+            dtype=dtype,
+            routed_fraction=self.fraction,
+        )
+
+    def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
+        """Keyword arguments of `routed_attention`."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = (self.batch, self.time)
+        sizes = {"q_BTHK": self.key_size, "k_BTHK": self.key_size, "v_BTHV": self.value_size}
+        inputs: dict[str, Any] = {
+            name: torch.randn(*rows, self.heads, size, generator=generator, dtype=torch.float64).to(
+                device, dtype
+            )
+            for name, size in sizes.items()
+        }
+        routed_BT = torch.rand(*rows, generator=generator) < self.fraction
+        if self.ragged:
+            routed_BT[:, : self.time // 4] = False
+            routed_BT[-1] = True
+            routed_BT[0] = False
+        return {**inputs, "routed_BT": routed_BT.to(device)}
+
+
+VERIFY_CASES = (
+    RoutedAttentionCase(1, 1, 1, 16, 24, fraction=0.0),
+    RoutedAttentionCase(1, 1, 1, 16, 16, fraction=1.0),
+    RoutedAttentionCase(3, 63, 1, 16, 24, ragged=True),
+    RoutedAttentionCase(3, 65, 3, 32, 32, ragged=True),
+    RoutedAttentionCase(1, 200, 3, 32, 32, fraction=1.0),
+    RoutedAttentionCase(2, 520, 2, 64, 64),
+)
+
+SPEED_CASES = tuple(
+    RoutedAttentionCase(4, 1024, 4, 32, 32, fraction=fraction) for fraction in (0.125, 0.25, 0.5, 1)
+)

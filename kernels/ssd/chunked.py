@@ -1,0 +1,80 @@
+"""The recurrence of Mamba-2 as matrix products over chunks (Dao and Gu 2024, section 6).
+
+With h the state before a chunk, c the cumulative sum of `dt a` inside it and
+`Gamma_ij = exp(c_i - c_j)` for i >= j:
+
+    Y = (Gamma o C B^T) (dt X) + diag(exp(c)) C h^T + D X
+    h' = exp(c_C) h + (dt X)^T diag(exp(c_C - c)) B
+
+`C B^T` is shared by the heads. Everything is batched over chunks but the sum of states.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ham.kernels.chunks import (
+    compute_dtype,
+    decay_matrix,
+    full_precision,
+    merge_chunks,
+    split_chunks,
+)
+from ham.kernels.ssd.arguments import SsdOutput
+
+
+def _pass_states(
+    decay_BHM11: Tensor, addition_BHMPS: Tensor, state_BHPS: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Carry the state over the chunks; returns the state before each chunk and the last one."""
+    before = []
+    for decay, addition in zip(decay_BHM11.unbind(2), addition_BHMPS.unbind(2), strict=True):
+        before.append(state_BHPS)
+        state_BHPS = torch.addcmul(addition, decay, state_BHPS)
+    return torch.stack(before, 2), state_BHPS
+
+
+@full_precision
+def chunked(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_H: Tensor,
+    b_BTS: Tensor,
+    c_BTS: Tensor,
+    d_H: Tensor,
+    *,
+    initial_state_BHPS: Tensor | None,
+    chunk_size: int,
+) -> SsdOutput:
+    """The recurrence in chunks of `chunk_size` tokens, any sequence length."""
+    dtype = compute_dtype(x_BTHP, dt_BTH, a_H, b_BTS, c_BTS, d_H, initial_state_BHPS)
+    batch, length, heads, head_size = x_BTHP.shape
+    chunk = min(chunk_size, length)
+
+    # The fill of the last chunk has dt = 0: no decay and no input.
+    x_BHMCP = split_chunks(x_BTHP.to(dtype), chunk)
+    dt_BHMC = split_chunks(dt_BTH.to(dtype), chunk)
+    b_B1MCS = split_chunks(b_BTS.to(dtype).unsqueeze(2), chunk)
+    c_B1MCS = split_chunks(c_BTS.to(dtype).unsqueeze(2), chunk)
+    a_H11 = a_H.double()[:, None, None]
+    cumulative_BHMC = (dt_BHMC.double() * a_H11).cumsum(-1)
+
+    last_BHM1 = cumulative_BHMC[..., -1:]
+    from_start_BHMC1 = cumulative_BHMC.exp().to(dtype).unsqueeze(-1)
+    to_end_BHMC1 = (last_BHM1 - cumulative_BHMC).exp().to(dtype).unsqueeze(-1)
+    whole_BHM11 = last_BHM1.exp().to(dtype).unsqueeze(-1)
+
+    input_BHMCP = dt_BHMC.unsqueeze(-1) * x_BHMCP
+    state = initial_state_BHPS
+    if state is None:
+        state = x_BHMCP.new_zeros(batch, heads, head_size, b_BTS.shape[-1])
+    before_BHMPS, final_state_BHPS = _pass_states(
+        whole_BHM11, (to_end_BHMC1 * input_BHMCP).mT @ b_B1MCS, state.to(dtype)
+    )
+
+    within_BHMCC = decay_matrix(cumulative_BHMC, dtype) * (c_B1MCS @ b_B1MCS.mT)
+    y_BHMCP = within_BHMCC @ input_BHMCP
+    y_BHMCP = y_BHMCP + from_start_BHMC1 * (c_B1MCS @ before_BHMPS.mT)
+    y_BTHP = merge_chunks(y_BHMCP, length) + d_H.to(dtype).unsqueeze(-1) * x_BTHP.to(dtype)
+    return SsdOutput(y_BTHP.to(x_BTHP.dtype), final_state_BHPS)
