@@ -1,0 +1,303 @@
+"""What an experiment will cost, computed before anything runs.
+
+Arithmetic comes from the mixers' own cost methods on models built without memory (the meta
+device). Minutes follow from it and from a sustained speed that is assumed and printed. They are
+estimates: good for choosing a configuration, not for comparing architectures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from ham.config import ArmConfig, Config
+from ham.model.decoder import DecoderLM
+from ham.model.sizing import model_config
+
+# Vocabulary of tokenizers that only a download could tell.
+HUB_VOCABULARIES = {"hub:fla-hub/transformer-1.3B-100B": 32_000}
+ASSUMED_HUB_VOCABULARY = 50_304
+LOCAL_VOCABULARIES = {"byte": 257, "bpe-4096": 4096}
+# Bytes a token, measured on the shipped corpus with a BPE of this size.
+BYTES_PER_TOKEN = {"byte": 1.0, "bpe-4096": 3.6}
+FLOAT32_BYTES = 4
+# Weights and the two moments of AdamW.
+STATE_COPIES = 3
+TRAINING_PASSES = 3.0
+ASSUMED_TASK_DOCUMENTS = 1000
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Sustained speed that the estimate assumes.
+
+    Attributes:
+        flops: FLOP/s of one job.
+        step_seconds: Least time of one training step (launch overhead).
+        job_seconds: Start of a process: imports, data, compilation.
+    """
+
+    device: str
+    flops: float
+    step_seconds: float
+    job_seconds: float
+    source: str
+
+
+CPU_THREAD = Speed("cpu", 2e10, 0.02, 4.0, "20 GFLOP/s a thread, 4 s to start a job")
+H100 = Speed(
+    "cuda",
+    0.15 * 989e12,
+    0.06,
+    25.0,
+    "one H100 at 15 % of its 989 TFLOP/s bf16, at least 60 ms a step, 25 s to start a job",
+)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """All jobs of one stage together.
+
+    Attributes:
+        jobs: Number of jobs.
+        flops: FLOPs of all of them.
+        seconds: Time when run one after the other.
+        at_once: How many run at the same time.
+    """
+
+    stage: str
+    jobs: int
+    flops: float
+    seconds: float
+    at_once: int = 1
+
+    @property
+    def minutes(self) -> float:
+        """Wall time."""
+        return self.seconds / 60 / min(self.at_once, max(1, self.jobs))
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """One arm: its size and the arithmetic of each stage for one seed.
+
+    Attributes:
+        parameters: All parameters, embedding included.
+        cache_bytes: Decoding memory of one sequence after the training context, 16-bit KV.
+    """
+
+    name: str
+    mixer: str
+    parameters: int
+    mlp_width: int
+    train_flops: float
+    evaluate_flops: float
+    measure_flops: float
+    cache_bytes: int
+
+
+@dataclass
+class Plan:
+    """The estimate for one configuration."""
+
+    config: Config
+    cores: int
+    speed: Speed = field(init=False)
+
+    def __post_init__(self) -> None:
+        on_gpu = self.config.device == "cuda" or (
+            self.config.device == "auto" and torch.cuda.is_available()
+        )
+        self.speed = H100 if on_gpu else CPU_THREAD
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Number of token ids; assumed for tokenizers that only a download could tell."""
+        name = self.config.data.tokenizer
+        return LOCAL_VOCABULARIES.get(name) or HUB_VOCABULARIES.get(name, ASSUMED_HUB_VOCABULARY)
+
+    @cached_property
+    def arms(self) -> list[ArmCost]:
+        """Every arm.
+
+        Raises:
+            ConfigError: For options that a mixer refuses or sizes that cannot be matched.
+        """
+        return [self._arm(arm) for arm in self.config.arms]
+
+    @cached_property
+    def stages(self) -> list[StageCost]:
+        """Every stage in order."""
+        config, seeds = self.config, len(self.config.seeds)
+        parallel = 1
+        if self.speed.device == "cpu":
+            parallel = max(1, self.cores // config.threads_per_job)
+        runs = len(self.arms) * seeds
+        train = sum(arm.train_flops for arm in self.arms) * seeds
+        evaluate = sum(arm.evaluate_flops for arm in self.arms) * seeds
+        floor = runs * config.train.steps * config.train.accumulate * self.speed.step_seconds
+        stages = [
+            StageCost("prepare", 1, 0.0, self._prepare_seconds()),
+            StageCost("train", runs, train, max(floor, self._seconds(train)), parallel),
+            StageCost("evaluate", runs, evaluate, self._seconds(evaluate), parallel),
+        ]
+        if config.measure:
+            flops = sum(arm.measure_flops for arm in self.arms)
+            stages.append(StageCost("measure", len(self.arms), flops, self._seconds(flops)))
+        stages.append(StageCost("report", 1, 0.0, 0.0))
+        return [self._with_start(stage) for stage in stages]
+
+    @property
+    def minutes(self) -> float:
+        """Wall time of the whole workflow."""
+        return sum(stage.minutes for stage in self.stages)
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens that one run reads."""
+        train = self.config.train
+        return train.steps * train.batch_size * self.config.data.context
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Disk for the token shards."""
+        return self.corpus_tokens * (2 if self.vocabulary_size <= 1 << 16 else 4)
+
+    @cached_property
+    def corpus_tokens(self) -> int:
+        """Tokens in all four shards."""
+        hub = self.config.data.hub
+        if hub is not None:
+            return hub.train_tokens + 3 * hub.held_out_tokens
+        from ham.train.corpus import load_documents
+
+        total = sum(len(document.text.encode()) for document in load_documents())
+        return round(total / BYTES_PER_TOKEN.get(self.config.data.tokenizer, 4.0))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Disk for the trained weights of all runs."""
+        return FLOAT32_BYTES * sum(arm.parameters for arm in self.arms) * len(self.config.seeds)
+
+    @property
+    def state_bytes(self) -> int:
+        """Most disk that resumable training state takes, while runs are under way."""
+        train = next(stage for stage in self.stages if stage.stage == "train")
+        largest = max(arm.parameters for arm in self.arms)
+        return STATE_COPIES * FLOAT32_BYTES * largest * min(train.at_once, train.jobs)
+
+    def _arm(self, arm: ArmConfig) -> ArmCost:
+        described = model_config(self.config, arm, self.vocabulary_size)
+        with torch.device("meta"):
+            model = DecoderLM(described)
+        fraction = float(arm.options.get("target", 1.0)) if model.routes else 1.0
+        context = self.config.data.context
+        return ArmCost(
+            name=arm.name,
+            mixer=arm.mixer,
+            parameters=model.count_parameters(),
+            mlp_width=described.mlp_width,
+            train_flops=self._train_flops(model, fraction),
+            evaluate_flops=self._evaluate_flops(model, fraction),
+            measure_flops=self._measure_flops(model, fraction),
+            cache_bytes=model.state_bytes(context, fraction).allocated,
+        )
+
+    def _train_flops(self, model: DecoderLM, fraction: float) -> float:
+        train = self.config.train
+        forward = model.forward_flops(self.config.data.context, fraction)
+        validations = math.ceil(train.steps / train.validation_every) * train.validation_batches
+        calibrations = train.calibration_batches if model.routes else 0
+        sequences = TRAINING_PASSES * train.steps + validations + calibrations
+        return forward * train.batch_size * sequences
+
+    def _evaluate_flops(self, model: DecoderLM, fraction: float) -> float:
+        evaluate, context = self.config.evaluate, self.config.data.context
+        sequences: list[tuple[int, float]] = []
+        if evaluate.language_modelling:
+            part = evaluate.language_modelling
+            sequences += [(length, part.tokens / length) for length in part.contexts]
+        if evaluate.lm_eval:
+            documents = evaluate.lm_eval.limit or ASSUMED_TASK_DOCUMENTS
+            sequences.append((context, len(evaluate.lm_eval.tasks) * documents))
+        if evaluate.needle:
+            cells = len(evaluate.needle.depths) * evaluate.needle.samples
+            sequences += [(length, cells) for length in evaluate.needle.lengths]
+        if evaluate.recall:
+            sequences.append((context, len(evaluate.recall.pairs) * evaluate.recall.samples))
+        if evaluate.dial and model.routes:
+            calibration = self.config.train.calibration_batches * self.config.train.batch_size
+            count = evaluate.dial.tokens / context + calibration
+            sequences.append((context, len(evaluate.dial.fractions) * count))
+        return sum(count * model.forward_flops(length, fraction) for length, count in sequences)
+
+    def _measure_flops(self, model: DecoderLM, fraction: float) -> float:
+        measure = self.config.measure
+        if measure is None:
+            return 0.0
+        passes = (measure.repeats + measure.warmup) * (TRAINING_PASSES + 1) + 1
+        total = 0.0
+        for context in measure.contexts:
+            total += passes * model.forward_flops(context, fraction)
+            total += measure.decode_tokens * model.decode_flops(context, fraction)
+        return total * measure.batch_size
+
+    def _seconds(self, flops: float) -> float:
+        threads = self.config.threads_per_job if self.speed.device == "cpu" else 1
+        return flops / (self.speed.flops * threads)
+
+    def _prepare_seconds(self) -> float:
+        """Encoding: 5 M tokens a second for bytes, 0.5 M for a BPE."""
+        return self.corpus_tokens / (5e6 if self.config.data.tokenizer == "byte" else 5e5)
+
+    def _with_start(self, stage: StageCost) -> StageCost:
+        seconds = stage.seconds + stage.jobs * self.speed.job_seconds
+        return StageCost(stage.stage, stage.jobs, stage.flops, seconds, stage.at_once)
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan as text for a terminal."""
+    config = plan.config
+    total_jobs = sum(stage.jobs for stage in plan.stages)
+    lines = [
+        f"{config.name}: {config.title or 'no title'} "
+        f"(scale {config.scale}, device {config.device}, {config.status})",
+        f"{len(config.arms)} arms × {len(config.seeds)} seeds, {plan.train_tokens:,} training "
+        f"tokens each, context {config.data.context:,}, vocabulary {plan.vocabulary_size:,}",
+        "",
+        f"{'arm':<18}{'mixer':<18}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}{'cache':>11}",
+    ]
+    lines += [
+        f"{arm.name:<18}{arm.mixer:<18}{arm.parameters:>13,}{arm.mlp_width:>7,}"
+        f"{arm.train_flops:>13.2e}{readable_bytes(arm.cache_bytes):>11}"
+        for arm in plan.arms
+    ]
+    lines += ["", f"{'stage':<12}{'jobs':>6}{'at once':>9}{'FLOPs':>11}{'minutes':>12}"]
+    lines += [
+        f"{stage.stage:<12}{stage.jobs:>6}{min(stage.at_once, stage.jobs):>9}"
+        f"{stage.flops:>11.1e}{stage.minutes:>12,.1f}"
+        for stage in plan.stages
+    ]
+    lines += [
+        f"{'total':<12}{total_jobs:>6}{'':>9}{'':>11}{plan.minutes:>12,.1f}"
+        + (f" ({plan.minutes / 1440:,.1f} days)" if plan.minutes > 1440 else ""),
+        "",
+        f"disk: {readable_bytes(plan.token_bytes)} token shards "
+        f"({plan.corpus_tokens:,} tokens), {readable_bytes(plan.checkpoint_bytes)} checkpoints, "
+        f"{readable_bytes(plan.state_bytes)} training state while running",
+        f"assumed: {plan.speed.source}; {plan.cores} cores",
+        "`cache` is one sequence's decoding memory after the training context, 16-bit KV.",
+    ]
+    return "\n".join(lines)
+
+
+def readable_bytes(count: float) -> str:
+    """Bytes with a decimal unit, three significant digits."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
