@@ -15,7 +15,7 @@ import torch
 
 from ham.evaluate.language_modelling import Segment, draw_segments, ratio_fields
 from ham.evaluate.part import CORPUS_TASK, EVALUATION_SEED, Cell, Fields, Subject
-from ham.evaluate.scoring import RoutingCount, score_rows
+from ham.evaluate.scoring import RoutingCount
 from ham.model.calibration import calibrate
 from ham.model.decoder import DecoderLM
 
@@ -71,9 +71,7 @@ def measure_fraction(
     routing = RoutingCount()
     with thresholds_restored(subject.model):
         calibrate(subject.model, batches, fraction)
-        scores = score_rows(
-            subject.model, [segment.tokens for segment in segments], subject.batch_tokens, routing
-        )
+        scores = subject.score([segment.tokens for segment in segments], routing)
     bits = np.array([score.nats.sum() for score in scores]) / math.log(2)
     sizes = np.array(
         [subject.tokenizer.count_bytes(segment.tokens[1:].tolist()) for segment in segments]

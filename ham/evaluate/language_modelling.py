@@ -16,7 +16,7 @@ import numpy as np
 
 from ham.errors import ConfigError
 from ham.evaluate.part import CORPUS_TASK, EVALUATION_SEED, Cell, Fields, Subject
-from ham.evaluate.scoring import RoutingCount, RowScore, score_rows
+from ham.evaluate.scoring import RoutingCount, RowScore
 from ham.report.statistics import MIN_BOOTSTRAP_DOCUMENTS, bootstrap_interval
 
 EXPERIMENT = "language_modelling"
@@ -91,9 +91,7 @@ def measure_context(
     """Rows of one context: bits per byte, loss by position, routed share by layer."""
     routing = RoutingCount()
     windows = [(segment, window) for segment in segments for window in segment.windows(context)]
-    scores = score_rows(
-        subject.model, [window for _, window in windows], subject.batch_tokens, routing
-    )
+    scores = subject.score([window for _, window in windows], routing)
     bits = np.array([score.nats.sum() for score in scores]) / math.log(2)
     sizes = np.array([subject.tokenizer.count_bytes(window[1:].tolist()) for _, window in windows])
     documents = np.array([segment.document for segment, _ in windows])

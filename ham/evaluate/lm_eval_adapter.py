@@ -15,7 +15,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from ham.errors import ConfigError
-from ham.evaluate.scoring import RoutingCount, overflows, score_continuations
+from ham.evaluate.scoring import (
+    OnBatch,
+    RoutingCount,
+    overflows,
+    precision_context,
+    score_continuations,
+)
 from ham.model.generation import generate
 
 if TYPE_CHECKING:
@@ -54,6 +60,8 @@ class HamLM(TemplateLM):
         max_batch_size: Accepted because lm-eval passes it; not used.
         max_length: Longest input in tokens; the training context when missing.
         tokenizer: The tokenizer of a model that is given as an object.
+        precision: `auto` (bfloat16 autocast on a GPU), `float32` or `bfloat16`.
+        on_batch: Called after each forward pass with the rows done and the rows in all.
 
     Raises:
         MissingDataError, CorruptFileError: For a checkpoint that cannot be read.
@@ -68,13 +76,17 @@ class HamLM(TemplateLM):
         max_batch_size: int | None = None,
         max_length: int | None = None,
         tokenizer: Tokenizer | None = None,
+        precision: str = "auto",
+        on_batch: OnBatch | None = None,
     ):
         super().__init__()
         if isinstance(pretrained, str):
             pretrained, tokenizer = load_checkpoint(pretrained, device)
         elif tokenizer is None:
             raise ValueError("a model given as an object needs its tokenizer")
-        self.model = pretrained
+        self.model = pretrained.eval()
+        self.precision = precision
+        self.on_batch = on_batch
         self._tokens = tokenizer
         self._device = pretrained.device
         size = str(batch_size or DEFAULT_BATCH_SIZE)
@@ -137,7 +149,8 @@ class HamLM(TemplateLM):
         results: list[Any] = [None] * len(requests)
         for task, indices in groups.items():
             self._record = self.records.setdefault(task, TaskRecord())
-            answers = answer([requests[index] for index in indices])
+            with precision_context(self.model.device, self.precision):
+                answers = answer([requests[index] for index in indices])
             for index, result in zip(indices, answers, strict=True):
                 results[index] = result
         return results
@@ -159,7 +172,12 @@ class HamLM(TemplateLM):
 
     def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         return score_continuations(
-            self.model, pairs, self.batch_size, self.max_length, self._record.routing
+            self.model,
+            pairs,
+            self.batch_size,
+            self.max_length,
+            self._record.routing,
+            self.on_batch,
         )
 
     def _rolling(self, requests: list[Instance]) -> list[float]:
@@ -260,12 +278,12 @@ def generation_settings(arguments: dict[str, Any]) -> tuple[int, tuple[str, ...]
         )
     until = arguments.get("until") or ()
     until = (until,) if isinstance(until, str) else tuple(until)
-    return int(arguments.get("max_gen_toks") or DEFAULT_NEW_TOKENS), until
+    stops = tuple(text for text in until if text)
+    return int(arguments.get("max_gen_toks") or DEFAULT_NEW_TOKENS), stops
 
 
 def cut_before(text: str, stops: Iterable[str]) -> str:
     """`text` up to the first occurrence of any stop string."""
     for stop in stops:
-        if stop:
-            text = text.split(stop)[0]
+        text = text.split(stop)[0]
     return text

@@ -8,6 +8,7 @@ same probability: it prefers the shortest option, so it is not 1 / options.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import tempfile
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from ham.evaluate.fetch_evals import cache_folder, check_evals, evals_folder
 from ham.evaluate.part import EVALUATION_SEED, Cell, Fields, Subject
 from ham.evaluate.tasks import REAL_SETS, held_out, write_task_folder
-from ham.files import write_jsonl
 from ham.report.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -71,10 +71,15 @@ def _measure(subject: Subject, settings: Any) -> list[Fields]:
     go_offline()
     from ham.evaluate.lm_eval_adapter import HamLM
 
-    lm = HamLM(subject.model, batch_size=settings.batch_size, tokenizer=subject.tokenizer)
+    lm = HamLM(
+        subject.model,
+        batch_size=settings.batch_size,
+        tokenizer=subject.tokenizer,
+        precision=subject.config.train.precision,
+        on_batch=subject.on_batch,
+    )
     results, tasks = evaluate_tasks(lm, settings.tasks, settings.limit)
-    if subject.samples is not None:
-        write_jsonl(subject.samples, sample_records(results["samples"]))
+    subject.samples.extend(sample_records(results["samples"]))
     rows = []
     for name in settings.tasks:
         record = lm.records[name]
@@ -178,7 +183,11 @@ def go_offline() -> None:
 def _quiet() -> Iterator[None]:
     """Silence lm-eval's notes and progress bars, which are not warnings."""
     import datasets
+    import lm_eval.api.task
 
+    # Its bar over documents has no switch, and tqdm reads TQDM_DISABLE when torch imports it.
+    bar = lm_eval.api.task.tqdm
+    lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -186,5 +195,6 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        lm_eval.api.task.tqdm = bar
         logger.setLevel(level)
         datasets.enable_progress_bars()

@@ -14,7 +14,7 @@ import numpy as np
 
 from ham.errors import ConfigError
 from ham.evaluate.part import EVALUATION_SEED, Cell, Fields, Subject
-from ham.evaluate.scoring import RoutingCount, RowScore, score_rows
+from ham.evaluate.scoring import RoutingCount, RowScore
 from ham.report.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -93,10 +93,8 @@ def measure_length(
         for depth in depths
     }
     routing = RoutingCount()
-    scores = score_rows(
-        subject.model,
+    scores = subject.score(
         [document.tokens for group in documents.values() for document in group],
-        subject.batch_tokens,
         routing,
         keep_routed=subject.model.routes,
     )
@@ -146,7 +144,10 @@ def _kept_rows(
     common: Fields,
     layers: Sequence[int],
 ) -> list[Fields]:
-    """Share of the needle's tokens that were routed: mean over layers, then each layer."""
+    """Share of the needle's tokens that were routed: mean over layers, then each layer.
+
+    Layers have a metric of their own, so that whoever looks for `kept_fraction` finds one row.
+    """
     shares = []
     for document, score in zip(documents, scores, strict=True):
         assert document.needle is not None and score.routed is not None
@@ -157,5 +158,7 @@ def _kept_rows(
     rows = [{**row, "value": float(per_layer.mean())}]
     for layer, share in zip(layers, per_layer, strict=True):
         labels = {**common["labels"], "layer": layer}
-        rows.append({**row, "value": float(share), "labels": labels})
+        rows.append(
+            {**row, "metric": "kept_fraction_layer", "value": float(share), "labels": labels}
+        )
     return rows

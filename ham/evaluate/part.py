@@ -7,13 +7,13 @@ fails can be reported at its own coordinates, and it either returns all of its r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ham.config import Config
-from ham.evaluate.scoring import BATCH_TOKENS, RoutingCount
+from ham.evaluate.scoring import BATCH_TOKENS, OnBatch, RoutingCount, RowScore, score_rows
 
 if TYPE_CHECKING:
     from ham.model.decoder import DecoderLM
@@ -53,14 +53,16 @@ class Subject:
         model: In evaluation mode, on its device.
         tokenizer: The model's tokenizer.
         data: Folder written by `ham prepare`.
-        samples: Where the answers to every lm-eval question are kept, or None.
+        samples: The answers to every lm-eval question are appended here.
+        on_batch: Called after each forward pass with the rows done and the rows in all.
     """
 
     config: Config
     model: DecoderLM
     tokenizer: Tokenizer
     data: Path
-    samples: Path | None = None
+    samples: list[Fields] = field(default_factory=list)
+    on_batch: OnBatch | None = None
 
     @cached_property
     def test(self) -> TokenShard:
@@ -78,10 +80,12 @@ class Subject:
 
         return TokenShard.open(self.data / f"{split}.tokens")
 
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens per forward pass: bounded by the cache of a CPU, by the memory of a GPU."""
-        return BATCH_TOKENS if self.model.device.type == "cpu" else 64 * BATCH_TOKENS
+    def score(
+        self, rows: Sequence[Sequence[int]], routing: RoutingCount, keep_routed: bool = False
+    ) -> list[RowScore]:
+        """`score_rows` with batches that suit the device: a CPU's cache or a GPU's memory."""
+        batch_tokens = BATCH_TOKENS if self.model.device.type == "cpu" else 32 * BATCH_TOKENS
+        return score_rows(self.model, rows, batch_tokens, routing, keep_routed, self.on_batch)
 
     def kv_fraction(self, routing: RoutingCount, context: int) -> float | None:
         """Realised share of tokens in the KV cache: 1 for full attention, None without a cache."""

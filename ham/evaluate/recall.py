@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ham.evaluate.part import EVALUATION_SEED, Cell, Fields, Subject
-from ham.evaluate.scoring import RoutingCount, score_rows
+from ham.evaluate.scoring import RoutingCount
 from ham.report.statistics import wilson_interval
 
 EXPERIMENT = "recall"
@@ -55,7 +55,7 @@ def measure_pairs(subject: Subject, pairs: int, samples: int) -> Fields:
     ]
     routing = RoutingCount()
     rows = [document.tokens for document in documents]
-    scores = score_rows(subject.model, rows, subject.batch_tokens, routing)
+    scores = subject.score(rows, routing)
     hits = [
         score.span(start, end)[1]
         for document, score in zip(documents, scores, strict=True)

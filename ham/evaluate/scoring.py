@@ -7,7 +7,8 @@ and is left out of every statistic. A test compares rows scored alone with rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ PADDING = 0
 BATCH_TOKENS = 4096
 _LONGEST_TO_SHORTEST = 1.25
 _LOGITS_AT_ONCE = 1 << 26
+
+OnBatch = Callable[[int, int], None]
 
 
 @dataclass
@@ -81,6 +84,7 @@ def score_rows(
     batch_tokens: int = BATCH_TOKENS,
     routing: RoutingCount | None = None,
     keep_routed: bool = False,
+    on_batch: OnBatch | None = None,
 ) -> list[RowScore]:
     """Score every token of every row but its first.
 
@@ -91,6 +95,7 @@ def score_rows(
             is read alone.
         routing: Counts routed tokens here.
         keep_routed: Whether to return which tokens were routed.
+        on_batch: Called after each forward pass with the rows done and the rows in all.
 
     Returns:
         One score per row, in the order of `rows`.
@@ -102,6 +107,7 @@ def score_rows(
     if any(len(row) < 2 for row in rows):
         raise ValueError("a row needs at least two tokens: one to read and one to predict")
     scores: list[RowScore | None] = [None] * len(rows)
+    done = 0
     was_training = model.training
     model.eval()
     try:
@@ -112,6 +118,9 @@ def score_rows(
                     indices, _score_batch(model, batch, routing, keep_routed), strict=True
                 ):
                     scores[index] = score
+                done += len(indices)
+                if on_batch is not None:
+                    on_batch(done, len(rows))
     finally:
         model.train(was_training)
     return scores  # type: ignore[return-value]
@@ -123,6 +132,7 @@ def score_continuations(
     batch_size: int,
     max_length: int | None = None,
     routing: RoutingCount | None = None,
+    on_batch: OnBatch | None = None,
 ) -> list[tuple[float, bool]]:
     """Log-likelihood of each continuation given its context.
 
@@ -134,18 +144,28 @@ def score_continuations(
         max_length: Longest input; the training context when None. Of a longer pair the last
             `max_length + 1` tokens are kept (`overflows` tells which).
         routing: Counts routed tokens here.
+        on_batch: See `score_rows`.
 
     Returns:
         `(log-likelihood in nats, greedy decoding gives exactly the continuation)` per pair.
     """
     length = max_length or model.config.context
     rows = [[*context, *continuation][-(length + 1) :] for context, continuation in pairs]
-    scores = score_rows(model, rows, batch_size * length, routing)
+    scores = score_rows(model, rows, batch_size * length, routing, on_batch=on_batch)
     results = []
     for row, score, (_, continuation) in zip(rows, scores, pairs, strict=True):
         scored = min(len(continuation), len(row) - 1)
         results.append(score.span(len(row) - scored, len(row)))
     return results
+
+
+def precision_context(
+    device: torch.device, precision: str = "auto"
+) -> contextlib.AbstractContextManager:
+    """The arithmetic that the models were trained with; `precision` as in `train.precision`."""
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def overflows(context: Sequence[int], continuation: Sequence[int], max_length: int) -> bool:

@@ -1,0 +1,47 @@
+"""`ham evaluate`: everything that is asked of one trained arm."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham evaluate`."""
+    parser = subparsers.add_parser(
+        "evaluate", help="bits per byte, lm-eval tasks, needles, recall and the dial of an arm"
+    )
+    from ham.job import add_job_arguments
+
+    add_job_arguments(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and write rows, the manifest and the answers to every lm-eval question."""
+    import sys
+
+    from ham.evaluate.run import evaluate, open_subject
+    from ham.files import write_jsonl
+    from ham.job import open_job
+
+    with open_job(arguments, "evaluate") as job:
+        subject = open_subject(
+            job.config, job.arm, arguments.data, arguments.checkpoint, job.device
+        )
+        writer = job.writer(subject.model)
+        failed = evaluate(subject, writer, f"evaluate {job.arm.name} seed {job.seed}")
+        if subject.samples:
+            write_jsonl(samples_path(arguments.rows), subject.samples)
+        job.finish(writer, arguments.rows)
+    if failed:
+        print(f"ham: warning: {failed} parts failed; their rows carry the error", file=sys.stderr)
+    return 0
+
+
+def samples_path(rows: Path) -> Path:
+    """Where the lm-eval answers stand: `x.rows.jsonl` has `x.samples.jsonl`."""
+    stem = rows.name.removesuffix(".jsonl").removesuffix(".rows")
+    return rows.with_name(f"{stem}.samples.jsonl")

@@ -1,0 +1,68 @@
+"""`ham lm-eval ...`: lm-eval's own command line with this project's models and tasks."""
+
+from __future__ import annotations
+
+import argparse
+
+COMMANDS = ("run", "ls", "validate")
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham lm-eval`."""
+    parser = subparsers.add_parser(
+        "lm-eval",
+        add_help=False,
+        help="lm-eval with --model ham: --model_args pretrained=CHECKPOINT --tasks ...",
+    )
+    parser.set_defaults(handler=run, arguments=[])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Register the model, point lm-eval to the tasks, hand over everything else.
+
+    The tasks of this project are known by name; of the published sets, those that
+    `ham fetch-evals` has put into the cache replace lm-eval's own, which need a network.
+    """
+    import sys
+    import tempfile
+    from pathlib import Path
+
+    import lm_eval.tasks
+    from lm_eval.__main__ import cli_evaluate
+
+    import ham.evaluate.lm_eval_adapter  # noqa: F401
+    from ham.errors import MissingDataError
+    from ham.evaluate.fetch_evals import check_evals, evals_folder
+    from ham.evaluate.tasks import OFFLINE_TASKS, known_tasks, write_task_folder
+
+    data: Path | None = evals_folder()
+    try:
+        check_evals(data)
+        names = known_tasks()
+    except MissingDataError:
+        data, names = None, OFFLINE_TASKS
+    before = sys.argv
+    with tempfile.TemporaryDirectory(prefix="ham-tasks-") as folder:
+        write_task_folder(folder, names, Path(lm_eval.tasks.__file__).parent, data)
+        sys.argv = ["lm-eval", *complete_arguments(arguments.arguments, folder)]
+        try:
+            cli_evaluate()
+        finally:
+            sys.argv = before
+    return 0
+
+
+def complete_arguments(given: list[str], folder: str) -> list[str]:
+    """The arguments for lm-eval: sub-command, `--model ham` and `--include_path` when missing."""
+    if not given or given[0] in ("-h", "--help"):
+        return given
+    command, rest = (given[0], given[1:]) if given[0] in COMMANDS else ("run", list(given))
+    if command == "run" and not _has(rest, "--model", "-M"):
+        rest += ["--model", "ham"]
+    if not _has(rest, "--include_path", "--include_path"):
+        rest += ["--include_path", folder]
+    return [command, *rest]
+
+
+def _has(arguments: list[str], long: str, short: str) -> bool:
+    return any(item in (long, short) or item.startswith(f"{long}=") for item in arguments)

@@ -1,0 +1,117 @@
+"""Everything that is asked of one trained model, in one process, as result rows."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ham.config import Config
+from ham.errors import ConfigError, HamError
+from ham.evaluate import dial, language_modelling, lm_eval_run, needle, recall
+from ham.evaluate.part import Cell, Subject
+from ham.evaluate.scoring import precision_context
+from ham.model.checkpoint import load_model
+from ham.progress import ProgressReporter
+from ham.report.rows import RowWriter
+from ham.train.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from ham.config import ArmConfig
+
+PARTS: tuple[Callable[[Subject], list[Cell]], ...] = (
+    language_modelling.cells,
+    lm_eval_run.cells,
+    needle.cells,
+    recall.cells,
+    dial.cells,
+)
+
+
+def open_subject(
+    config: Config, arm: ArmConfig, data: Path, checkpoint: Path, device: torch.device
+) -> Subject:
+    """Load a checkpoint and check that it is the one that the configuration describes.
+
+    Raises:
+        MissingDataError, CorruptFileError: If checkpoint or data are missing or damaged.
+        ConfigError: If the checkpoint is of another arm or tokenizer.
+    """
+    model = load_model(checkpoint, device)
+    described = model.config
+    for what, received, expected in (
+        ("arm", described.arm, arm.name),
+        ("mixer", described.mixer, arm.mixer),
+        ("tokenizer", described.tokenizer, config.data.tokenizer),
+    ):
+        if received != expected:
+            raise ConfigError(
+                f"{checkpoint} holds a model with {what} {received!r}; the configuration "
+                f"asks for {expected!r}"
+            )
+    tokenizer = load_tokenizer(described.tokenizer, checkpoint)
+    return Subject(config, model, tokenizer, data)
+
+
+def plan_cells(subject: Subject) -> list[Cell]:
+    """All cells of the configured parts.
+
+    Raises:
+        HamError: If a part cannot be asked of this model or its data are missing; nothing was
+            run then.
+    """
+    return [cell for part in PARTS for cell in part(subject)]
+
+
+def evaluate(subject: Subject, writer: RowWriter, title: str) -> int:
+    """Run every configured part and add its rows.
+
+    A cell that raises becomes error rows at its coordinates and the others go on.
+
+    Returns:
+        The number of cells that failed.
+
+    Raises:
+        HamError: For a fault of the configuration, the checkpoint or the data.
+    """
+    cells = plan_cells(subject)
+    failed = 0
+    precision = subject.config.train.precision
+    with (
+        ProgressReporter(title, len(cells)) as progress,
+        precision_context(subject.model.device, precision),
+    ):
+        for cell in cells:
+
+            def tick(done: int, total: int, name: str = cell.name) -> None:
+                progress.advance(0, f"{name}: {done}/{total}")
+
+            subject.on_batch = tick
+            failed += not run_cell(cell, writer)
+            progress.advance(note=cell.name)
+    return failed
+
+
+def run_cell(cell: Cell, writer: RowWriter) -> bool:
+    """Add the rows of one cell, or its error rows; returns whether it succeeded."""
+    try:
+        rows = cell.run()
+    except HamError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"ham: warning: {cell.name} failed: {reason}", file=sys.stderr)
+        rows = [{**fields, "value": None, "error": reason} for fields in cell.expected]
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        for row in rows:
+            writer.add(**row)
+        return False
+    for row in rows:
+        writer.add(**row)
+    return True
