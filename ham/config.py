@@ -323,19 +323,27 @@ def parse_config(values: dict[str, Any], source: str = "configuration") -> Confi
         raise ConfigError(f"{source} is not valid:\n{describe_faults(error)}") from error
 
 
-def describe_faults(error: ValidationError) -> str:
-    """Pydantic's faults as one line each: key, reason, value received."""
+def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Pydantic's faults as one line each: key, reason, value received, legal set.
+
+    Args:
+        error: What validation raised.
+        model: The class that was validated; `Config` when None.
+    """
+    schema = (model or Config).model_json_schema()
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"]) or "(whole)"
         if fault["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key{_legal_keys(fault['loc'])}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            shown = repr(fault["input"])
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            suffix = "" if isinstance(fault["input"], dict | BaseModel) else f" (received {shown})"
-            lines.append(f"  {key}: {message}{suffix}")
+            known = _schema_at(schema, fault["loc"][:-1]).get("properties", {})
+            lines.append(f"  {key}: unknown key; known: {', '.join(sorted(known)) or 'none'}")
+            continue
+        message = fault["msg"].removeprefix("Value error, ")
+        legal = _legal_range(_schema_at(schema, fault["loc"]))
+        shown = repr(fault["input"])
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        suffix = "" if isinstance(fault["input"], dict | BaseModel) else f" (received {shown})"
+        lines.append(f"  {key}: {message}{legal}{suffix}")
     return "\n".join(lines)
 
 
@@ -345,26 +353,25 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _legal_keys(location: tuple) -> str:
-    model: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, str) and isinstance(model, type) and issubclass(model, Strict):
-            field = model.model_fields.get(part)
-            model = _inner_model(field.annotation) if field else None
-    if isinstance(model, type) and issubclass(model, Strict):
-        return f"; known: {', '.join(sorted(model.model_fields))}"
+def _schema_at(schema: dict[str, Any], location: tuple[str | int, ...]) -> dict[str, Any]:
+    """The part of a JSON schema that describes the value at `location`; empty if there is none."""
+    definitions = schema.get("$defs", {})
+    for part in location:
+        inner = schema.get("items", {}) if isinstance(part, int) else schema.get("properties", {})
+        schema = inner if isinstance(part, int) else inner.get(part, {})
+        variants = [one for one in schema.get("anyOf", []) if one.get("type") != "null"]
+        schema = variants[0] if variants else schema
+        if "$ref" in schema:
+            schema = definitions[schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def _legal_range(schema: dict[str, Any]) -> str:
+    """`; legal: 0..1` for a bounded number, else nothing."""
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None and high is not None:
+        return f"; legal: {low:g}..{high:g}"
     return ""
-
-
-def _inner_model(annotation: Any) -> Any:
-    """The configuration class inside `X | None`, `list[X]` or `Annotated[list[X], ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _inner_model(inner)
-        if found is not None:
-            return found
-    return None
 
 
 def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:

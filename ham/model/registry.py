@@ -74,7 +74,7 @@ def parse_options(name: str, options: dict[str, Any], context: int) -> MixerOpti
         legal = ", ".join(sorted(mixer.Options.model_fields)) or "none"
         raise ConfigError(
             f"options of mixer {name!r} are not valid (known options: {legal}):\n"
-            f"{describe_faults(error)}"
+            f"{describe_faults(error, mixer.Options)}"
         ) from error
     parsed.check_context(context)
     return parsed

@@ -127,6 +127,6 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Ro
                 rows.append(Row.model_validate(record))
             except ValidationError as error:
                 raise CorruptFileError(
-                    f"{Path(path)} record {number} is not a result row:\n{describe_faults(error)}"
+                    f"{Path(path)} record {number} is not a result row:\n{describe_faults(error, Row)}"
                 ) from error
     return rows
