@@ -126,7 +126,8 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Ro
             try:
                 rows.append(Row.model_validate(record))
             except ValidationError as error:
+                faults = describe_faults(error, Row)
                 raise CorruptFileError(
-                    f"{Path(path)} record {number} is not a result row:\n{describe_faults(error, Row)}"
+                    f"{Path(path)} record {number} is not a result row:\n{faults}"
                 ) from error
     return rows
