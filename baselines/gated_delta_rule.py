@@ -19,8 +19,8 @@ from ham.config import Positive
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from ham.measure.cost import conv_flops, delta_rule_flops, linear_flops
 from ham.model.blocks import (
-    NORM_EPSILON,
     DecayAndWriteGates,
+    RMSNorm,
     ShortConvolution,
     split_heads,
     unit_vectors,
@@ -81,7 +81,7 @@ class GatedDeltaRule(SequenceMixer):
         self.conv = ShortConvolution(2 * width + self.value_width, options.conv_size)
         self.gates = DecayAndWriteGates(width, shape.heads)
         self.output_gate = nn.Linear(width, self.value_width, bias=False)
-        self.output_norm = nn.RMSNorm(self.value_width // shape.heads, eps=NORM_EPSILON)
+        self.output_norm = RMSNorm(self.value_width // shape.heads)
         self.out = nn.Linear(self.value_width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:

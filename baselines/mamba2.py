@@ -18,7 +18,7 @@ from ham.config import Positive
 from ham.errors import ConfigError
 from ham.kernels.ssd import ssd, ssd_step
 from ham.measure.cost import conv_flops, linear_flops, ssd_flops
-from ham.model.blocks import NORM_EPSILON, ShortConvolution, initial_step_bias
+from ham.model.blocks import RMSNorm, ShortConvolution, initial_step_bias
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
@@ -86,7 +86,7 @@ class Mamba2(SequenceMixer):
         self.log_rate_H = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.step_bias_H = nn.Parameter(initial_step_bias(self.heads))
         self.skip_H = nn.Parameter(torch.ones(self.heads))
-        self.output_norm = nn.RMSNorm(self.inner, eps=NORM_EPSILON)
+        self.output_norm = RMSNorm(self.inner)
         self.out = nn.Linear(self.inner, shape.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:

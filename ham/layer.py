@@ -31,8 +31,8 @@ from ham.measure.cost import (
     linear_flops,
 )
 from ham.model.blocks import (
-    NORM_EPSILON,
     DecayAndWriteGates,
+    RMSNorm,
     RotaryPositions,
     ShortConvolution,
     split_heads,
@@ -129,16 +129,16 @@ class HamMixer(SequenceMixer):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.conv = ShortConvolution(3 * width, options.conv_size)
         self.gates = DecayAndWriteGates(width, heads)
-        self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
-        self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
         self.rotary = (
             RotaryPositions(head_dim, shape.max_positions, options.rope_base)
             if options.rope
             else None
         )
         self.controller = ThresholdController(options.target, options.gain)
-        self.recurrent_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
-        self.attention_norm = nn.RMSNorm(head_dim, eps=NORM_EPSILON)
+        self.recurrent_norm = RMSNorm(head_dim)
+        self.attention_norm = RMSNorm(head_dim)
         self.branch_gates = nn.Linear(width, 2 * heads, bias=True)
         nn.init.zeros_(self.branch_gates.bias)
         self.out = nn.Linear(width, width, bias=False)

@@ -15,6 +15,21 @@ from torch import Tensor, nn
 NORM_EPSILON = 1e-6
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm of the last axis (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    The gain is cast to the input's dtype: with a float32 gain on a bfloat16 input, as autocast
+    gives it, torch leaves its fused kernel.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(size, eps=NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` and multiply by the gain; keeps the dtype."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class RotaryPositions(nn.Module):
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split layout.
 

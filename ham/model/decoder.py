@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ham.errors import ConfigError
 from ham.measure.cost import linear_flops
-from ham.model.blocks import NORM_EPSILON, SwiGLU
+from ham.model.blocks import RMSNorm, SwiGLU
 from ham.model.mixer import MixerAux, MixerShape, MixerState, SequenceMixer, StateBytes
 from ham.model.registry import mixer_class, parse_options
 
@@ -116,9 +116,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, mlp_width: int, mixer: SequenceMixer):
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(width, eps=NORM_EPSILON)
+        self.mixer_norm = RMSNorm(width)
         self.mixer = mixer
-        self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPSILON)
+        self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, mlp_width)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
@@ -159,7 +159,7 @@ class DecoderLM(nn.Module):
                 config.width, config.heads, layer, config.layers, config.max_positions
             )
             self.blocks.append(Block(config.width, config.mlp_width, cls(shape, options)))
-        self.final_norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
+        self.final_norm = RMSNorm(config.width)
         self._initialise()
 
     @property
