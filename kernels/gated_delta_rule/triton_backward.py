@@ -15,8 +15,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ham.kernels.gated_delta_rule.triton_forward import load_gates, row_column_mask
-from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, Tile, padded
+from ham.kernels.gated_delta_rule.triton_forward import (
+    decay_between,
+    load_gates,
+    masked_decay,
+    row_column_mask,
+)
+from ham.kernels.gated_delta_rule.triton_tiles import (
+    CHUNK,
+    Gates,
+    Tile,
+    decay_parts,
+    padded,
+    precision,
+)
 
 
 class WalkedBack(NamedTuple):
@@ -66,6 +78,7 @@ def reverse_walk_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -93,6 +106,11 @@ def reverse_walk_kernel(
     else:
         b_dstate = tl.zeros([BK, BV], tl.float32)
 
+    # Carried from chunk to chunk, as in the forward walk.
+    p_gates += (i_bh * M + M - 1) * 3 * C
+    b_high, b_low, b_beta = load_gates(p_gates, o_c, C)
+    high_end = tl.load(p_gates + C - 1)
+    low_end = tl.load(p_gates + 2 * C - 1)
     for i_back in tl.range(0, M, num_stages=STAGES):
         i_m = M - 1 - i_back
         first = (i_b * T + i_m * C) * H + i_h
@@ -104,12 +122,8 @@ def reverse_walk_kernel(
         b_do = tl.load(p_do + first * V + o_value, mask=mask_value, other=0.0)
         i_x = i_bh * M + i_m
         b_inverse = tl.load(p_inverse + i_x * C * C + o_square)
-        p_g = p_gates + i_x * 3 * C
-        b_high, b_low, b_beta = load_gates(p_g, o_c, C)
-        high_end = tl.load(p_g + C - 1)
-        low_end = tl.load(p_g + 2 * C - 1)
-        b_from_start = tl.exp2(b_high + b_low)
-        b_to_end = tl.exp2((high_end - b_high) + (low_end - b_low))
+        b_from_start = decay_between(b_high, b_low, 0.0, 0.0, PARTS)
+        b_to_end = decay_between(high_end, low_end, b_high, b_low, PARTS)
 
         b_dstate_narrow = b_dstate.to(dtype)
         tl.store(p_dstates + i_x * K * V + o_state, b_dstate_narrow, mask=mask_state)
@@ -117,8 +131,7 @@ def reverse_walk_kernel(
         # Rows are keys and columns queries from the start: a transposed product as an operand of
         # the next one is what Triton 3.4-3.7 gets wrong on Hopper at 64 columns (FLA#640).
         b_within = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
-        difference = (b_high[None, :] - b_high[:, None]) + (b_low[None, :] - b_low[:, None])
-        b_within *= scale * tl.exp2(tl.where(later, difference, float("-inf")))
+        b_within *= scale * masked_decay(b_high, b_low, later, False, PARTS)
         b_du = tl.dot(b_k, b_dstate_narrow, input_precision=PRECISION) * b_to_end[:, None]
         b_du = tl.dot(b_within.to(dtype), b_do, b_du, input_precision=PRECISION)
         b_dr = b_du * b_beta[:, None]
@@ -134,9 +147,13 @@ def reverse_walk_kernel(
 
         b_read = (b_do.to(tl.float32) * (scale * b_from_start)[:, None]).to(dtype)
         b_wrong = (-b_w * b_from_start[:, None]).to(dtype)
-        b_dstate = b_dstate * tl.exp2(high_end + low_end)
+        b_dstate *= decay_between(high_end, low_end, 0.0, 0.0, PARTS)
         b_dstate = tl.dot(tl.trans(b_q), b_read, b_dstate, input_precision=PRECISION)
         b_dstate = tl.dot(tl.trans(b_k), b_wrong, b_dstate, input_precision=PRECISION)
+        p_gates -= tl.where(i_m > 0, 3 * C, 0)
+        b_high, b_low, b_beta = load_gates(p_gates, o_c, C)
+        high_end = tl.load(p_gates + C - 1)
+        low_end = tl.load(p_gates + 2 * C - 1)
 
     if p_dinitial is not None:
         tl.store(p_dinitial + i_bh * K * V + o_state, b_dstate, mask=mask_state)
@@ -165,6 +182,7 @@ def gradient_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
     C: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -195,12 +213,6 @@ def gradient_kernel(
     o_key = o_token * K + o_k[None, :]
     mask_key = row_column_mask(mask_t, mask_k, K % BK == 0)
 
-    p_g = p_gates + i_x * 3 * C
-    b_high, b_low, b_beta = load_gates(p_g, o_c, C)
-    high_end = tl.load(p_g + C - 1)
-    low_end = tl.load(p_g + 2 * C - 1)
-    b_from_start = tl.exp2(b_high + b_low)
-    b_to_end = tl.exp2((high_end - b_high) + (low_end - b_low))
     o_r = o_c[:, None]
     o_s = o_c[None, :]
 
@@ -222,33 +234,24 @@ def gradient_kernel(
         b_r_do = tl.dot(b_r, tl.trans(b_do), b_r_do, input_precision=PRECISION)
     b_q = tl.load(p_q + o_key, mask=mask_key, other=0.0)
     b_k = tl.load(p_k + o_key, mask=mask_key, other=0.0)
-    b_dq *= (scale * b_from_start)[:, None]
+    p_g = p_gates + i_x * 3 * C
+    b_high, b_low, b_beta = load_gates(p_g, o_c, C)
+    b_dq *= (scale * decay_between(b_high, b_low, 0.0, 0.0, PARTS))[:, None]
     b_dc = tl.sum(b_q.to(tl.float32) * b_dq, 1)
-    difference = (b_high[:, None] - b_high[None, :]) + (b_low[:, None] - b_low[None, :])
-    b_do_r *= scale * tl.exp2(tl.where(o_r >= o_s, difference, float("-inf")))
-    b_r_do *= scale * tl.exp2(tl.where(o_r <= o_s, -difference, float("-inf")))
+    b_do_r *= scale * masked_decay(b_high, b_low, o_r >= o_s, True, PARTS)
     b_dq = tl.dot((b_do_r * b_beta[None, :]).to(dtype), b_k, b_dq, input_precision=PRECISION)
     tl.store(p_dq + first * K + o_key, b_dq.to(dtype), mask=mask_key)
+    # q.k and k.k of this block of columns only: what is made of them is linear in them.
+    b_flow = b_do_r * tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    b_dbeta = tl.sum(b_flow, 0)
+    b_dc += tl.sum(b_flow * b_beta[None, :], 1)
+    b_r_do *= scale * masked_decay(b_high, b_low, o_r <= o_s, False, PARTS)
     b_dk = tl.dot((b_r_do * b_beta[:, None]).to(dtype), b_q, input_precision=PRECISION)
-
-    b_dbeta = tl.zeros([C], tl.float32)
-    if i_k == 0:
-        b_flow = tl.zeros([C, C], tl.float32)
-        for i in range(0, K, BK):
-            o_i = i + tl.arange(0, BK)
-            mask_i = row_column_mask(mask_t, o_i < K, K % BK == 0)
-            b_qi = tl.load(p_q + o_token * K + o_i[None, :], mask=mask_i, other=0.0)
-            b_ki = tl.load(p_k + o_token * K + o_i[None, :], mask=mask_i, other=0.0)
-            b_flow = tl.dot(b_qi, tl.trans(b_ki), b_flow, input_precision=PRECISION)
-        b_flow *= b_do_r
-        b_dbeta += tl.sum(b_flow, 0)
-        b_dc += tl.sum(b_flow * b_beta[None, :], 1)
 
     b_dk_read = tl.zeros([C, BK], tl.float32)
     b_dk_write = tl.zeros([C, BK], tl.float32)
     b_w_r = tl.zeros([C, C], tl.float32)
     b_r_w = tl.zeros([C, C], tl.float32)
-    b_states = tl.zeros([BK], tl.float32)
     for i_v in tl.range(0, V, BV, num_stages=STAGES):
         o_v = i_v + tl.arange(0, BV)
         mask_v = o_v < V
@@ -260,38 +263,45 @@ def gradient_kernel(
         b_r = tl.load(p_residual + o_value, mask=mask_value, other=0.0)
         b_state = tl.load(p_states + o_state, mask=mask_state, other=0.0)
         b_dstate = tl.load(p_dstates + o_state, mask=mask_state, other=0.0)
-        b_states += tl.sum(b_state.to(tl.float32) * b_dstate.to(tl.float32), 1)
         b_dk_read = tl.dot(b_w, tl.trans(b_state), b_dk_read, input_precision=PRECISION)
         b_dk_write = tl.dot(b_r, tl.trans(b_dstate), b_dk_write, input_precision=PRECISION)
         b_w_r = tl.dot(b_w, tl.trans(b_r), b_w_r, input_precision=PRECISION)
         b_r_w = tl.dot(b_r, tl.trans(b_w), b_r_w, input_precision=PRECISION)
+    # Loaded again, and keys too, so that they do not occupy registers during the second pass.
+    b_high, b_low, b_beta = load_gates(p_g, o_c, C)
+    high_end = tl.load(p_g + C - 1)
+    low_end = tl.load(p_g + 2 * C - 1)
+    b_k = tl.load(p_k + o_key, mask=mask_key, other=0.0)
     b_wide = b_k.to(tl.float32)
-    b_dk_read *= -b_from_start[:, None]
+    b_dk_read *= -decay_between(b_high, b_low, 0.0, 0.0, PARTS)[:, None]
     b_dc += tl.sum(b_wide * b_dk_read, 1)
-    b_dk_write *= b_to_end[:, None]
+    b_dk_write *= decay_between(high_end, low_end, b_high, b_low, PARTS)[:, None]
     b_along = tl.sum(b_wide * b_dk_write, 1)
     b_dbeta += b_along
     b_dk += b_dk_read + b_dk_write * b_beta[:, None]
-    difference = (b_high[:, None] - b_high[None, :]) + (b_low[:, None] - b_low[None, :])
-    b_w_r *= -tl.exp2(tl.where(o_r > o_s, difference, float("-inf")))
-    b_r_w *= -tl.exp2(tl.where(o_r < o_s, -difference, float("-inf")))
+    b_w_r *= -masked_decay(b_high, b_low, o_r > o_s, True, PARTS)
+    b_r_w *= -masked_decay(b_high, b_low, o_r < o_s, False, PARTS)
     b_both = (b_w_r * b_beta[None, :] + b_r_w * b_beta[:, None]).to(dtype)
     b_dk = tl.dot(b_both, b_k, b_dk, input_precision=PRECISION)
     tl.store(p_dk + first * K + o_key, b_dk.to(dtype), mask=mask_key)
 
-    if i_k == 0:
-        b_flow = tl.zeros([C, C], tl.float32)
-        for i in range(0, K, BK):
-            o_i = i + tl.arange(0, BK)
-            mask_i = row_column_mask(mask_t, o_i < K, K % BK == 0)
-            b_ki = tl.load(p_k + o_token * K + o_i[None, :], mask=mask_i, other=0.0)
-            b_flow = tl.dot(b_ki, tl.trans(b_ki), b_flow, input_precision=PRECISION)
-        b_flow *= b_w_r
-        b_dbeta += tl.sum(b_flow, 0)
-        b_dc += tl.sum(b_flow * b_beta[None, :], 1)
+    b_flow = b_w_r * tl.dot(b_k, tl.trans(b_k), input_precision=PRECISION)
+    b_dbeta += tl.sum(b_flow, 0)
+    b_dc += tl.sum(b_flow * b_beta[None, :], 1)
+
+    # Once more over the states, when the registers are free again.
+    b_states = tl.zeros([BK], tl.float32)
+    for i_v in range(0, V, BV):
+        o_v = i_v + tl.arange(0, BV)
+        mask_state = row_column_mask(mask_k, o_v < V, V % BV == 0)
+        o_state = o_k[:, None] * V + o_v[None, :]
+        b_state = tl.load(p_states + o_state, mask=mask_state, other=0.0).to(tl.float32)
+        b_dstate = tl.load(p_dstates + o_state, mask=mask_state, other=0.0).to(tl.float32)
+        b_states += tl.sum(b_state * b_dstate, 1)
 
     b_dc -= b_beta * b_dbeta
-    dc_end = tl.sum(b_along * b_beta, 0) + tl.exp2(high_end + low_end) * tl.sum(b_states, 0)
+    b_end = decay_between(high_end, low_end, 0.0, 0.0, PARTS)
+    dc_end = tl.sum(b_along * b_beta, 0) + b_end * tl.sum(b_states, 0)
     n = (tl.num_programs(2).to(tl.int64) // H) * T * H
     o_gate = i_k * n + first + o_c * H
     tl.store(p_dlog_decay + o_gate, tl.cumsum(b_dc, 0, reverse=True) + dc_end, mask=mask_t)
@@ -355,7 +365,8 @@ def walk_back(
         BK=padded(key_size),
         BV=tile.block_v,
         C=CHUNK,
-        PRECISION="tf32" if q_BTHK.dtype == torch.bfloat16 else "tf32x3",
+        PARTS=decay_parts(q_BTHK.dtype),
+        PRECISION=precision(q_BTHK.dtype),
         STAGES=tile.stages,
         num_warps=tile.warps,
     )
@@ -406,7 +417,8 @@ def gradients(
         BK=block_k,
         BV=tile.block_v,
         C=CHUNK,
-        PRECISION="tf32" if q_BTHK.dtype == torch.bfloat16 else "tf32x3",
+        PARTS=decay_parts(q_BTHK.dtype),
+        PRECISION=precision(q_BTHK.dtype),
         STAGES=tile.stages,
         num_warps=tile.warps,
     )

@@ -19,7 +19,9 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     Gates,
     Tile,
     allow_descriptors,
+    decay_parts,
     padded,
+    precision,
 )
 from ham.routing import PREDICTION_FLOOR, VALUE_FLOOR
 
@@ -53,6 +55,26 @@ def load_gates(p_gates, o_c, C: tl.constexpr):
         tl.load(p_gates + C + o_c),
         tl.load(p_gates + 2 * C + o_c),
     )
+
+
+@triton.jit
+def decay_between(high_i, low_i, high_j, low_j, PARTS: tl.constexpr):
+    """`exp(c_i - c_j)`; the low parts matter in float32 only."""
+    difference = high_i - high_j
+    if PARTS == 2:
+        difference += low_i - low_j
+    return tl.exp2(difference)
+
+
+@triton.jit
+def masked_decay(b_high, b_low, mask, FORWARD: tl.constexpr, PARTS: tl.constexpr):
+    """Decay from column to row (`FORWARD`) or from row to column where `mask`, else 0."""
+    difference = b_high[:, None] - b_high[None, :]
+    if PARTS == 2:
+        difference += b_low[:, None] - b_low[None, :]
+    if not FORWARD:
+        difference = -difference
+    return tl.exp2(tl.where(mask, difference, float("-inf")))
 
 
 @triton.jit
@@ -105,17 +127,15 @@ def walk_kernel(
     v_TV = tl.make_tensor_descriptor(p_v + token * V, [T, V], [H * V, 1], [C, BV])
     p_inverse += i_bh * M * C * C
     inverse_TC = tl.make_tensor_descriptor(p_inverse, [M * C, C], [C, 1], [C, C])
+    o_k = tl.arange(0, BK)[:, None]
     o_v = i_v * BV + tl.arange(0, BV)[None, :]
+    o_value = o_c[:, None] * (H * V) + o_v
     causal = o_c[:, None] >= o_c[None, :]
 
     if p_prediction is not None:
         prediction_TV = tl.make_tensor_descriptor(
             p_prediction + token * V, [T, V], [H * V, 1], [C, BV]
         )
-    if p_residual is not None:
-        residual_TV = tl.make_tensor_descriptor(p_residual + token * V, [T, V], [H * V, 1], [C, BV])
-        p_states += i_bh * M * K * V
-        states_MKV = tl.make_tensor_descriptor(p_states, [M, K, V], [K * V, V, 1], [1, BK, BV])
     if p_initial is not None:
         p_initial += i_bh * K * V
         initial_KV = tl.make_tensor_descriptor(p_initial, [K, V], [V, 1], [BK, BV])
@@ -123,33 +143,28 @@ def walk_kernel(
     else:
         b_state = tl.zeros([BK, BV], tl.float32)
 
+    # Carried from chunk to chunk instead of loaded where used: the pipeline would give them shared
+    # memory, and then two programs no longer fit on a multiprocessor at K = V = 128.
+    p_gates += i_bh * M * 3 * C
+    b_high, b_low, b_beta = load_gates(p_gates, o_c, C)
+    high_end = tl.load(p_gates + C - 1)
+    low_end = tl.load(p_gates + 2 * C - 1)
     for i_m in tl.range(0, M, num_stages=STAGES):
         mask_t = i_m * C + o_c < T
         b_q = q_TK.load([i_m * C, 0])
         b_k = k_TK.load([i_m * C, 0])
         b_v = v_TV.load([i_m * C, i_v * BV])
-        i_x = i_bh * M + i_m
         b_inverse = inverse_TC.load([i_m * C, 0])
-        p_g = p_gates + i_x * 3 * C
-        b_high, b_low, b_beta = load_gates(p_g, o_c, C)
-        high_end = tl.load(p_g + C - 1)
-        low_end = tl.load(p_g + 2 * C - 1)
-        if PARTS == 1:
-            b_from_start = tl.exp2(b_high)
-            b_to_end = tl.exp2(high_end - b_high)
-            b_end = tl.exp2(high_end)
-        else:
-            b_from_start = tl.exp2(b_high + b_low)
-            b_to_end = tl.exp2((high_end - b_high) + (low_end - b_low))
-            b_end = tl.exp2(high_end + low_end)
+        b_from_start = decay_between(b_high, b_low, 0.0, 0.0, PARTS)
+        b_to_end = decay_between(high_end, low_end, b_high, b_low, PARTS)
+        b_end = decay_between(high_end, low_end, 0.0, 0.0, PARTS)
 
         b_state_narrow = b_state.to(dtype)
         if p_states is not None:
-            states_MKV.store([i_m, 0, i_v * BV], b_state_narrow[None, :, :])
-        b_o = tl.dot(b_q, b_state_narrow, input_precision=PRECISION)
+            p_before = p_states + (i_bh * M + i_m) * K * V
+            tl.store(p_before + o_k * V + o_v, b_state_narrow, mask=(o_k < K) & (o_v < V))
         b_seen = tl.dot(b_k, b_state_narrow, input_precision=PRECISION)
         b_seen *= b_from_start[:, None]
-        b_o *= b_from_start[:, None]
         # The inverse lacks its unit diagonal, so that v itself never passes through the product
         # and p carries no rounding of v.
         b_right = (b_v.to(tl.float32) - b_seen).to(dtype)
@@ -169,26 +184,24 @@ def walk_kernel(
             if SCORE != "committed":
                 tl.store(p_s + 2 * n, tl.sum(b_wide * b_wide, 1), mask=mask_t)
         if p_residual is not None:
-            residual_TV.store([i_m * C, i_v * BV], b_residual.to(dtype))
+            p_chunk = p_residual + (token + i_m * C * H) * V
+            tl.store(p_chunk + o_value, b_residual.to(dtype), mask=mask_t[:, None] & (o_v < V))
         b_update = b_residual * b_beta[:, None]
         b_written = (b_update * b_to_end[:, None]).to(dtype)
+        b_o = tl.dot(b_q, b_state_narrow, input_precision=PRECISION) * b_from_start[:, None]
         b_state *= b_end
         b_state = tl.dot(tl.trans(b_k), b_written, b_state, input_precision=PRECISION)
 
         b_within = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        difference = b_high[:, None] - b_high[None, :]
-        if PARTS == 2:
-            difference += b_low[:, None] - b_low[None, :]
-        b_within *= tl.exp2(tl.where(causal, difference, float("-inf")))
+        b_within *= masked_decay(b_high, b_low, causal, True, PARTS)
         b_o = tl.dot(b_within.to(dtype), b_update.to(dtype), b_o, input_precision=PRECISION)
+        p_gates += tl.where(i_m + 1 < M, 3 * C, 0)
+        b_high, b_low, b_beta = load_gates(p_gates, o_c, C)
+        high_end = tl.load(p_gates + C - 1)
+        low_end = tl.load(p_gates + 2 * C - 1)
         p_chunk = p_o + (token + i_m * C * H) * V
-        tl.store(
-            p_chunk + o_c[:, None] * (H * V) + o_v,
-            (b_o * scale).to(dtype),
-            mask=mask_t[:, None] & (o_v < V),
-        )
+        tl.store(p_chunk + o_value, (b_o * scale).to(dtype), mask=mask_t[:, None] & (o_v < V))
 
-    o_k = tl.arange(0, BK)[:, None]
     tl.store(p_final + i_bh * K * V + o_k * V + o_v, b_state, mask=(o_k < K) & (o_v < V))
 
 
@@ -295,8 +308,8 @@ def walk(
         BV=tile.block_v,
         C=CHUNK,
         SCORE=score,
-        PARTS=1 if v_BTHV.dtype == torch.bfloat16 else 2,
-        PRECISION="tf32" if v_BTHV.dtype == torch.bfloat16 else "tf32x3",
+        PARTS=decay_parts(v_BTHV.dtype),
+        PRECISION=precision(v_BTHV.dtype),
         STAGES=tile.stages,
         num_warps=tile.warps,
     )

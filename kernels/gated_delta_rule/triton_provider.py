@@ -82,9 +82,9 @@ class _GatedDeltaRule(torch.autograd.Function):
         initial_state_BHKV: Tensor | None,
         request: _Request,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        from ham.kernels.gated_delta_rule import triton_tiles
         from ham.kernels.gated_delta_rule.triton_forward import score_heads, walk
         from ham.kernels.gated_delta_rule.triton_inverse import invert_chunks
-        from ham.kernels.gated_delta_rule.triton_tiles import walk_tile
 
         q_BTHK, k_BTHK, v_BTHV = q_BTHK.contiguous(), k_BTHK.contiguous(), v_BTHV.contiguous()
         beta_BTH = beta_BTH.contiguous()
@@ -97,7 +97,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             gates,
             None if state is None else state.float().contiguous(),
             request.scale,
-            walk_tile(v_BTHV, request.save),
+            triton_tiles.choose_tile("walk", v_BTHV),
             prediction=request.prediction,
             score=request.score,
             save=request.save,
@@ -124,12 +124,12 @@ class _GatedDeltaRule(torch.autograd.Function):
         dprediction_BTHV: Tensor | None,
         dscore_BTH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
+        from ham.kernels.gated_delta_rule import triton_tiles
         from ham.kernels.gated_delta_rule.triton_backward import gradients, walk_back
-        from ham.kernels.gated_delta_rule.triton_tiles import Gates, gradient_tile, reverse_tile
 
         del dscore_BTH
         q_BTHK, k_BTHK, residual_BTHV, states_XMKV, *gates = ctx.saved_tensors
-        gates = Gates(*gates)
+        gates = triton_tiles.Gates(*gates)
         do_BTHV = torch.zeros_like(residual_BTHV) if do_BTHV is None else do_BTHV.contiguous()
         back = walk_back(
             q_BTHK,
@@ -139,7 +139,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             None if dfinal_BHKV is None else dfinal_BHKV.contiguous(),
             gates,
             ctx.scale,
-            reverse_tile(residual_BTHV),
+            triton_tiles.choose_tile("reverse", residual_BTHV),
             initial=ctx.state_dtype is not None,
         )
         made = gradients(
@@ -152,7 +152,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             back.dstates_XMKV,
             gates,
             ctx.scale,
-            gradient_tile(residual_BTHV),
+            triton_tiles.choose_tile("gradient", residual_BTHV),
         )
         decay_dtype, beta_dtype = ctx.gate_dtypes
         dinitial_BHKV = back.dinitial_BHKV

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,41 +44,46 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _narrow(v_BTHV: Tensor, block_v: int, warps: int, stages: int) -> Tile:
+def precision(dtype: torch.dtype) -> str:
+    """How products treat float32 operands: one or three products in the 10-bit tf32."""
+    return "tf32" if dtype == torch.bfloat16 else "tf32x3"
+
+
+def decay_parts(dtype: torch.dtype) -> int:
+    """How many float32 numbers stand for a cumulative decay; one is good to 3e-5."""
+    return 1 if dtype == torch.bfloat16 else 2
+
+
+# The first tile of a list is the rule. A walk without a software pipeline (one stage) over bfloat16
+# and 32 columns reads out of bounds on Hopper (Triton 3.6), so none is listed.
+WALK_TILES = (Tile(64, 4, 2), Tile(32, 4, 3))
+REVERSE_TILES = (Tile(32, 4, 2), Tile(64, 4, 2))
+GRADIENT_TILES = (Tile(64, 8, 1), Tile(64, 4, 2), Tile(32, 4, 2))
+FLOAT32_TILES = (Tile(32, 4, 1),)
+MULTIPROCESSORS = 132
+
+
+def fit(tile: Tile, value_size: int) -> Tile:
+    """`tile`, no wider than the values."""
+    return replace(tile, block_v=min(tile.block_v, padded(value_size)))
+
+
+def tiles(kernel: str, v_BTHV: Tensor) -> tuple[Tile, ...]:
+    """Every tile that `kernel`, one of `walk`, `reverse` and `gradient`, may be given."""
+    listed = {"walk": WALK_TILES, "reverse": REVERSE_TILES, "gradient": GRADIENT_TILES}[kernel]
     if v_BTHV.dtype == torch.float32:
-        block_v, stages = 32, 1
-    return Tile(min(padded(v_BTHV.shape[-1]), block_v), warps, stages)
+        listed = FLOAT32_TILES
+    return tuple(dict.fromkeys(fit(tile, v_BTHV.shape[-1]) for tile in listed))
 
 
-def _crowded(v_BTHV: Tensor, block_v: int) -> bool:
-    """Whether blocks of that many columns give each of about 130 multiprocessors a program."""
+def choose_tile(kernel: str, v_BTHV: Tensor) -> Tile:
+    """The tile of `kernel` for these values; the length of the sequence plays no part."""
+    wide, *rest = tiles(kernel, v_BTHV)
     batch, _, heads, value_size = v_BTHV.shape
-    return batch * heads * triton.cdiv(value_size, block_v) >= 128
-
-
-def tiles(dtype: torch.dtype, value_size: int) -> list[Tile]:
-    """Every tile that one of the kernels can be given for values of this size."""
-    widths = (32,) if dtype == torch.float32 else (32, 64)
-    stages = (1,) if dtype == torch.float32 else (1, 2, 3)
-    blocks = sorted({min(padded(value_size), width) for width in widths})
-    return [Tile(block, 4, depth) for block in blocks for depth in stages]
-
-
-def walk_tile(v_BTHV: Tensor, save: bool) -> Tile:
-    """Tile of the forward walk over these values; `save` when it writes for the backward."""
-    if _crowded(v_BTHV, 64):
-        return _narrow(v_BTHV, 64, 4, 2)
-    return _narrow(v_BTHV, 32, 4, 3)
-
-
-def reverse_tile(v_BTHV: Tensor) -> Tile:
-    """Tile of the reverse walk."""
-    return _narrow(v_BTHV, 32, 4, 2)
-
-
-def gradient_tile(v_BTHV: Tensor) -> Tile:
-    """Tile of the gradients local to a chunk."""
-    return _narrow(v_BTHV, 64, 4, 1)
+    programs = batch * heads * triton.cdiv(value_size, wide.block_v)
+    if kernel == "walk" and rest and programs < MULTIPROCESSORS // 2:
+        return rest[0]
+    return wide
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
