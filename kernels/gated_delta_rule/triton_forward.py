@@ -22,6 +22,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     decay_parts,
     padded,
     precision,
+    use_descriptors,
 )
 from ham.routing import PREDICTION_FLOOR, VALUE_FLOOR
 
@@ -112,6 +113,7 @@ def walk_kernel(
     PRECISION: tl.constexpr,
     SCORE: tl.constexpr,
     PARTS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Read-outs, predictions and states of one head, for one block of value columns."""
@@ -122,24 +124,23 @@ def walk_kernel(
     dtype = p_v.dtype.element_ty
     o_c = tl.arange(0, C)
     token = i_b * T * H + i_h
-    q_TK = tl.make_tensor_descriptor(p_q + token * K, [T, K], [H * K, 1], [C, BK])
-    k_TK = tl.make_tensor_descriptor(p_k + token * K, [T, K], [H * K, 1], [C, BK])
-    v_TV = tl.make_tensor_descriptor(p_v + token * V, [T, V], [H * V, 1], [C, BV])
+    p_q += token * K
+    p_k += token * K
+    p_v += token * V
     p_inverse += i_bh * M * C * C
-    inverse_TC = tl.make_tensor_descriptor(p_inverse, [M * C, C], [C, 1], [C, C])
+    if DESCRIPTORS:
+        q_TK = tl.make_tensor_descriptor(p_q, [T, K], [H * K, 1], [C, BK])
+        k_TK = tl.make_tensor_descriptor(p_k, [T, K], [H * K, 1], [C, BK])
+        v_TV = tl.make_tensor_descriptor(p_v, [T, V], [H * V, 1], [C, BV])
+        inverse_TC = tl.make_tensor_descriptor(p_inverse, [M * C, C], [C, 1], [C, C])
     o_k = tl.arange(0, BK)[:, None]
     o_v = i_v * BV + tl.arange(0, BV)[None, :]
     o_value = o_c[:, None] * (H * V) + o_v
     causal = o_c[:, None] >= o_c[None, :]
 
-    if p_prediction is not None:
-        prediction_TV = tl.make_tensor_descriptor(
-            p_prediction + token * V, [T, V], [H * V, 1], [C, BV]
-        )
     if p_initial is not None:
-        p_initial += i_bh * K * V
-        initial_KV = tl.make_tensor_descriptor(p_initial, [K, V], [V, 1], [BK, BV])
-        b_state = initial_KV.load([0, i_v * BV])
+        mask_state = (o_k < K) & (o_v < V)
+        b_state = tl.load(p_initial + i_bh * K * V + o_k * V + o_v, mask=mask_state, other=0.0)
     else:
         b_state = tl.zeros([BK, BV], tl.float32)
 
@@ -151,10 +152,20 @@ def walk_kernel(
     low_end = tl.load(p_gates + 2 * C - 1)
     for i_m in tl.range(0, M, num_stages=STAGES):
         mask_t = i_m * C + o_c < T
-        b_q = q_TK.load([i_m * C, 0])
-        b_k = k_TK.load([i_m * C, 0])
-        b_v = v_TV.load([i_m * C, i_v * BV])
-        b_inverse = inverse_TC.load([i_m * C, 0])
+        if DESCRIPTORS:
+            b_q = q_TK.load([i_m * C, 0])
+            b_k = k_TK.load([i_m * C, 0])
+            b_v = v_TV.load([i_m * C, i_v * BV])
+            b_inverse = inverse_TC.load([i_m * C, 0])
+        else:
+            o_key = o_c[:, None] * (H * K) + tl.arange(0, BK)[None, :]
+            mask_key = row_column_mask(mask_t, tl.arange(0, BK) < K, K == BK)
+            start = i_m.to(tl.int64) * C * H
+            b_q = tl.load(p_q + start * K + o_key, mask=mask_key, other=0.0)
+            b_k = tl.load(p_k + start * K + o_key, mask=mask_key, other=0.0)
+            mask_value = mask_t[:, None] & (o_v < V)
+            b_v = tl.load(p_v + start * V + o_value, mask=mask_value, other=0.0)
+            b_inverse = tl.load(p_inverse + i_m * C * C + o_c[:, None] * C + o_c[None, :])
         b_from_start = decay_between(b_high, b_low, 0.0, 0.0, PARTS)
         b_to_end = decay_between(high_end, low_end, b_high, b_low, PARTS)
         b_end = decay_between(high_end, low_end, 0.0, 0.0, PARTS)
@@ -170,7 +181,8 @@ def walk_kernel(
         b_right = (b_v.to(tl.float32) - b_seen).to(dtype)
         b_p = b_seen - tl.dot(b_inverse, b_right, input_precision=PRECISION)
         if p_prediction is not None:
-            prediction_TV.store([i_m * C, i_v * BV], b_p)
+            p_chunk = p_prediction + (token + i_m * C * H) * V
+            tl.store(p_chunk + o_value, b_p, mask=mask_t[:, None] & (o_v < V))
         b_wide = b_v.to(tl.float32)
         b_residual = b_wide - b_p
         if SCORE is not None:
@@ -310,6 +322,7 @@ def walk(
         SCORE=score,
         PARTS=decay_parts(v_BTHV.dtype),
         PRECISION=precision(v_BTHV.dtype),
+        DESCRIPTORS=use_descriptors(v_BTHV),
         STAGES=tile.stages,
         num_warps=tile.warps,
     )

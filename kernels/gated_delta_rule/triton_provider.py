@@ -97,7 +97,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             gates,
             None if state is None else state.float().contiguous(),
             request.scale,
-            triton_tiles.choose_tile("walk", v_BTHV),
+            triton_tiles.choose_tile("saving_walk" if request.save else "walk", q_BTHK, v_BTHV),
             prediction=request.prediction,
             score=request.score,
             save=request.save,
@@ -139,7 +139,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             None if dfinal_BHKV is None else dfinal_BHKV.contiguous(),
             gates,
             ctx.scale,
-            triton_tiles.choose_tile("reverse", residual_BTHV),
+            triton_tiles.choose_tile("reverse", q_BTHK, residual_BTHV),
             initial=ctx.state_dtype is not None,
         )
         made = gradients(
@@ -152,7 +152,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             back.dstates_XMKV,
             gates,
             ctx.scale,
-            triton_tiles.choose_tile("gradient", residual_BTHV),
+            triton_tiles.choose_tile("gradient", q_BTHK, residual_BTHV),
         )
         decay_dtype, beta_dtype = ctx.gate_dtypes
         dinitial_BHKV = back.dinitial_BHKV

@@ -54,36 +54,50 @@ def decay_parts(dtype: torch.dtype) -> int:
     return 1 if dtype == torch.bfloat16 else 2
 
 
-# The first tile of a list is the rule. A walk without a software pipeline (one stage) over bfloat16
-# and 32 columns reads out of bounds on Hopper (Triton 3.6), so none is listed.
-WALK_TILES = (Tile(64, 4, 2), Tile(32, 4, 3))
-REVERSE_TILES = (Tile(32, 4, 2), Tile(64, 4, 2))
-GRADIENT_TILES = (Tile(64, 8, 1), Tile(64, 4, 2), Tile(32, 4, 2))
+# Compared with float64 on an H100 under Triton 3.6. What is not listed is not only slower: tiles of
+# 64 value columns with 32 key columns, and 8 warps there, gave wrong gradients of the keys.
+WALK_TILES = (Tile(64, 4, 2), Tile(32, 4, 2), Tile(32, 4, 3))
+GRADIENT_TILES = (Tile(64, 4, 2), Tile(32, 4, 2))
 FLOAT32_TILES = (Tile(32, 4, 1),)
 MULTIPROCESSORS = 132
 
 
-def fit(tile: Tile, value_size: int) -> Tile:
-    """`tile`, no wider than the values."""
-    return replace(tile, block_v=min(tile.block_v, padded(value_size)))
+def fit(tile: Tile, width: int) -> Tile:
+    """`tile`, no wider than `width`."""
+    return replace(tile, block_v=min(tile.block_v, padded(width)))
 
 
-def tiles(kernel: str, v_BTHV: Tensor) -> tuple[Tile, ...]:
-    """Every tile that `kernel`, one of `walk`, `reverse` and `gradient`, may be given."""
-    listed = {"walk": WALK_TILES, "reverse": REVERSE_TILES, "gradient": GRADIENT_TILES}[kernel]
-    if v_BTHV.dtype == torch.float32:
+def tiles(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[Tile, ...]:
+    """Every tile that `kernel` may be given: `walk`, `saving_walk`, `reverse` or `gradient`."""
+    width = min(padded(key_size), value_size) if kernel == "gradient" else value_size
+    listed = GRADIENT_TILES if kernel == "gradient" else WALK_TILES
+    if dtype == torch.float32:
         listed = FLOAT32_TILES
-    return tuple(dict.fromkeys(fit(tile, v_BTHV.shape[-1]) for tile in listed))
+    return tuple(dict.fromkeys(fit(tile, width) for tile in listed))
 
 
-def choose_tile(kernel: str, v_BTHV: Tensor) -> Tile:
-    """The tile of `kernel` for these values; the length of the sequence plays no part."""
-    wide, *rest = tiles(kernel, v_BTHV)
+def choose_tile(kernel: str, q_BTHK: Tensor, v_BTHV: Tensor) -> Tile:
+    """The tile of `kernel` for these tensors; the length of the sequence plays no part."""
     batch, _, heads, value_size = v_BTHV.shape
-    programs = batch * heads * triton.cdiv(value_size, wide.block_v)
-    if kernel == "walk" and rest and programs < MULTIPROCESSORS // 2:
-        return rest[0]
-    return wide
+    key_size = q_BTHK.shape[-1]
+    legal = tiles(kernel, v_BTHV.dtype, key_size, value_size)
+    if kernel == "gradient" or len(legal) == 1:
+        return legal[0]
+    wide, narrow, deep = (fit(tile, value_size) for tile in WALK_TILES)
+    if key_size <= 64 or batch * heads * triton.cdiv(value_size, 64) < MULTIPROCESSORS // 2:
+        return deep
+    return narrow if kernel == "saving_walk" else wide
+
+
+def use_descriptors(v_BTHV: Tensor) -> bool:
+    """Whether the forward walk loads through tensor descriptors, which Hopper has hardware for.
+
+    Not in float32: with one pipeline stage, all that fits there, Triton 3.6 compiles them to
+    accesses out of bounds now and then.
+    """
+    if v_BTHV.dtype == torch.float32:
+        return not v_BTHV.is_cuda
+    return torch.cuda.get_device_capability(v_BTHV.device) >= (9, 0)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
