@@ -124,14 +124,11 @@ def walk_kernel(
     dtype = p_v.dtype.element_ty
     o_c = tl.arange(0, C)
     token = i_b * T * H + i_h
-    p_q += token * K
-    p_k += token * K
-    p_v += token * V
     p_inverse += i_bh * M * C * C
     if DESCRIPTORS:
-        q_TK = tl.make_tensor_descriptor(p_q, [T, K], [H * K, 1], [C, BK])
-        k_TK = tl.make_tensor_descriptor(p_k, [T, K], [H * K, 1], [C, BK])
-        v_TV = tl.make_tensor_descriptor(p_v, [T, V], [H * V, 1], [C, BV])
+        q_TK = tl.make_tensor_descriptor(p_q + token * K, [T, K], [H * K, 1], [C, BK])
+        k_TK = tl.make_tensor_descriptor(p_k + token * K, [T, K], [H * K, 1], [C, BK])
+        v_TV = tl.make_tensor_descriptor(p_v + token * V, [T, V], [H * V, 1], [C, BV])
         inverse_TC = tl.make_tensor_descriptor(p_inverse, [M * C, C], [C, 1], [C, C])
     o_k = tl.arange(0, BK)[:, None]
     o_v = i_v * BV + tl.arange(0, BV)[None, :]
@@ -160,12 +157,12 @@ def walk_kernel(
         else:
             o_key = o_c[:, None] * (H * K) + tl.arange(0, BK)[None, :]
             mask_key = row_column_mask(mask_t, tl.arange(0, BK) < K, K == BK)
-            start = i_m.to(tl.int64) * C * H
-            b_q = tl.load(p_q + start * K + o_key, mask=mask_key, other=0.0)
-            b_k = tl.load(p_k + start * K + o_key, mask=mask_key, other=0.0)
+            first = token + i_m * C * H
+            b_q = tl.load(p_q + first * K + o_key, mask=mask_key, other=0.0)
+            b_k = tl.load(p_k + first * K + o_key, mask=mask_key, other=0.0)
             mask_value = mask_t[:, None] & (o_v < V)
-            b_v = tl.load(p_v + start * V + o_value, mask=mask_value, other=0.0)
-            b_inverse = tl.load(p_inverse + i_m * C * C + o_c[:, None] * C + o_c[None, :])
+            b_v = tl.load(p_v + first * V + o_value, mask=mask_value, other=0.0)
+            b_inverse = tl.load(p_inverse + i_m * (C * C) + o_c[:, None] * C + o_c[None, :])
         b_from_start = decay_between(b_high, b_low, 0.0, 0.0, PARTS)
         b_to_end = decay_between(high_end, low_end, b_high, b_low, PARTS)
         b_end = decay_between(high_end, low_end, 0.0, 0.0, PARTS)
