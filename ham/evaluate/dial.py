@@ -73,9 +73,7 @@ def measure_fraction(
         calibrate(subject.model, batches, fraction)
         scores = subject.score([segment.tokens for segment in segments], routing)
     bits = np.array([score.nats.sum() for score in scores]) / math.log(2)
-    sizes = np.array(
-        [subject.tokenizer.count_bytes(segment.tokens[1:].tolist()) for segment in segments]
-    )
+    sizes = np.array([subject.tokenizer.count_bytes(segment.tokens[1:]) for segment in segments])
     documents = np.array([segment.document for segment in segments])
     return {
         **coordinates(fraction),
