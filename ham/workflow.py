@@ -7,6 +7,7 @@ reads nothing but the configuration and the project's sources.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,16 @@ def mixer_files(root: Path | None = None) -> dict[str, str]:
     """Module of every registered mixer by name, read from `baselines/` without importing it."""
     found = {}
     for path in sorted(((root or repository_root()) / "baselines").glob("*.py")):
-        for name in _registered_names(ast.parse(path.read_bytes(), filename=str(path))):
+        for name in _registered_names(path, path.stat().st_mtime_ns):
             found[name] = f"ham.baselines.{path.stem}"
     return found
 
 
-def _registered_names(tree: ast.Module) -> list[str]:
-    """The names given to `@register_baseline(...)` in one file."""
+@functools.cache
+def _registered_names(path: Path, mtime_ns: int) -> list[str]:
+    """The names given to `@register_baseline(...)` in one file; `mtime_ns` keys the cache."""
     names = []
-    for node in tree.body:
+    for node in ast.parse(path.read_bytes(), filename=str(path)).body:
         for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else []:
             if isinstance(decorator, ast.Call) and decorator.args:
                 function, argument = decorator.func, decorator.args[0]
