@@ -21,7 +21,7 @@ from ham.measure.device import model_flops_utilisation
 from ham.measure.timing import peak_extra_bytes, time_calls
 from ham.model.decoder import DecoderLM, DecoderState
 from ham.report.rows import RowWriter
-from ham.train.optimiser import make_optimiser
+from ham.train.optimiser import make_optimiser, set_learning_rate
 
 GROWTH_STEP_TOKENS = 64
 
@@ -106,6 +106,8 @@ class Measurement:
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         optimiser = make_optimiser(self.model, self.training)
+        # The same work without moving the weights: a router keeps routing what it was trained to.
+        set_learning_rate(optimiser, 0.0)
         fractions: list[float] = []
         self.model.train()
 
