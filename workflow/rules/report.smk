@@ -8,7 +8,22 @@ rule report:
             f"{REPORT}/index.html",
             caption="../report/page.rst",
             category="Report",
-            labels={"page": "everything on one page"},
+            labels={"content": "everything on one page"},
+        ),
+        listing=f"{REPORT}/report.json",
+        figures=report(
+            directory(f"{REPORT}/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        tables=report(
+            directory(f"{REPORT}/tables"),
+            patterns=["{table}.csv"],
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
         ),
     log:
         f"{RUN}/logs/report.log",
