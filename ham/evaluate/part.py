@@ -94,7 +94,7 @@ class Subject:
         self, rows: Sequence[Sequence[int]], routing: RoutingCount, keep_routed: bool = False
     ) -> list[RowScore]:
         """`score_rows` with batches that suit the device: a CPU's cache or a GPU's memory."""
-        batch_tokens = BATCH_TOKENS if self.model.device.type == "cpu" else 32 * BATCH_TOKENS
+        batch_tokens = BATCH_TOKENS if self.model.device.type == "cpu" else 64 * BATCH_TOKENS
         return score_rows(self.model, rows, batch_tokens, routing, keep_routed, self.on_batch)
 
     def kv_fraction(self, routing: RoutingCount, context: int) -> float | None:

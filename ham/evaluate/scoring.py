@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ham.model.decoder import DecoderLM, DecoderOutput
 
 PADDING = 0
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
+"""Tokens per forward pass on a CPU, where larger batches only leave its caches (measured)."""
+
 _LONGEST_TO_SHORTEST = 1.25
 _LOGITS_AT_ONCE = 1 << 26
 
@@ -139,8 +141,8 @@ def score_continuations(
     Args:
         model: The model.
         pairs: `(context_ids, continuation_ids)`; neither is empty.
-        batch_size: Rows of `max_length` tokens per forward pass; shorter rows are packed into
-            as many tokens.
+        batch_size: Rows of `max_length` tokens per forward pass, at most; shorter rows are packed
+            into as many tokens, and a CPU takes `BATCH_TOKENS`.
         max_length: Longest input; the training context when None. Of a longer pair the last
             `max_length + 1` tokens are kept (`overflows` tells which).
         routing: Counts routed tokens here.
@@ -151,7 +153,10 @@ def score_continuations(
     """
     length = max_length or model.config.context
     rows = [[*context, *continuation][-(length + 1) :] for context, continuation in pairs]
-    scores = score_rows(model, rows, batch_size * length, routing, on_batch=on_batch)
+    batch_tokens = batch_size * length
+    if model.device.type == "cpu":
+        batch_tokens = min(batch_tokens, BATCH_TOKENS)
+    scores = score_rows(model, rows, batch_tokens, routing, on_batch=on_batch)
     results = []
     for row, score, (_, continuation) in zip(rows, scores, pairs, strict=True):
         scored = min(len(continuation), len(row) - 1)

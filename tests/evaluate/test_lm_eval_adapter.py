@@ -132,7 +132,10 @@ def test_from_a_checkpoint_folder(tiny_model, tmp_path: Path) -> None:
     model = tiny_model("gated_delta_rule")
     save_model(tmp_path, model)
     request = [FakeRequest(("In the ", "beginning"))]
-    loaded = HamLM.create_from_arg_string(f"pretrained={tmp_path},device=cpu,batch_size=4")
+    loaded = HamLM.create_from_arg_string(
+        f"pretrained={tmp_path},device=cpu,batch_size=4",
+        {"device": "cuda:0", "batch_size": 1, "max_batch_size": None},
+    )
     direct = HamLM(model, tokenizer=ByteText())
     assert loaded.batch_size == 4 and loaded.max_length == 128
     assert loaded.loglikelihood(request) == direct.loglikelihood(request)
