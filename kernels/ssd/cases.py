@@ -85,7 +85,7 @@ class SsdCase:
 
 
 VERIFY_CASES = (
-    SsdCase(1, 1, 1, 16, 24),
+    SsdCase(3, 1, 3, 16, 24),
     SsdCase(3, 63, 1, 16, 24, initial_state=True),
     SsdCase(1, 64, 3, 24, 16),
     SsdCase(3, 65, 3, 16, 24, initial_state=True, gates="extreme"),
