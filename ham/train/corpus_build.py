@@ -8,6 +8,7 @@ checksums of the documents tell the two cases apart.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import lzma
 import tempfile
 from collections.abc import Sequence
@@ -44,6 +45,19 @@ def build_corpus(out: Path, cache: Path | None = None) -> dict[str, Any]:
             return build_corpus(out, Path(folder))
     documents = collect_documents(cache)
     check_splits(documents)
+    return write_corpus(documents, out)
+
+
+def write_corpus(documents: Sequence[corpus.Document], out: Path) -> dict[str, Any]:
+    """Write a corpus file and its checksums; the same documents give the same bytes.
+
+    Args:
+        documents: In any order.
+        out: Corpus file, `NAME.jsonl.xz`.
+
+    Returns:
+        The record of checksums.
+    """
     content = corpus.serialise_documents(documents)
     # One stream, no threads: the output of multi-threaded xz depends on the block size.
     compressed = lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
@@ -95,14 +109,21 @@ def check_splits(documents: Sequence[corpus.Document]) -> None:
 
 
 def find_leaks(documents: Sequence[corpus.Document], words: int = PASSAGE_WORDS) -> list[str]:
-    """Passages of at least `words` words that a held-out split shares with any other split."""
-    leaks = []
-    for split in HELD_OUT:
-        held_out = [one for one in documents if one.split == split]
-        others = [one for one in documents if one.split != split]
-        for passage in shared_passages(
-            [one.text for one in held_out], [one.text for one in others], words
-        ):
-            names = f"{held_out[passage.document].id} and {others[passage.other].id}"
-            leaks.append(f"{names} share {passage.words} words: {passage.text[:80]}")
+    """Passages of at least `words` words that two splits share, one line each."""
+    groups = {split: [one for one in documents if one.split == split] for split in corpus.SPLITS}
+    held_out = [one for split in HELD_OUT for one in groups[split]]
+    leaks = _leaks_between(held_out, groups["train"], words)
+    for first, second in itertools.combinations(HELD_OUT, 2):
+        leaks += _leaks_between(groups[first], groups[second], words)
     return leaks
+
+
+def _leaks_between(
+    held_out: Sequence[corpus.Document], others: Sequence[corpus.Document], words: int
+) -> list[str]:
+    passages = shared_passages([one.text for one in held_out], [one.text for one in others], words)
+    return [
+        f"{held_out[passage.document].id} and {others[passage.other].id} share "
+        f"{passage.words} words: {passage.text[:80]}"
+        for passage in passages
+    ]
