@@ -42,10 +42,9 @@ def parse_workflow_config(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def write_config(values: Mapping[str, Any], path: str, log: str) -> None:
-    """Write the resolved configuration as YAML, and its hash into the log of the rule."""
-    write_text(path, yaml.safe_dump(dict(values), sort_keys=False))
-    write_text(log, f"{path}: configuration {stable_hash(dict(values))}\n")
+def write_config(config: Config, path: str) -> None:
+    """Write the merged and validated configuration as YAML, as every job reads it."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def run_folder(config: Config) -> str:

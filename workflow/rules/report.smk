@@ -1,7 +1,6 @@
 rule report:
     """Tables, figures and the HTML page, from the rows alone."""
     input:
-        config=ancient(rules.configuration.output.config),
         rows=rows_files(CONFIG),
     output:
         page=report(
@@ -34,9 +33,10 @@ rule report:
         mem_mb=MEMORY_MB,
         runtime="30m",
     params:
+        file=CONFIG_FILE,
         code=stage_fingerprint("report"),
         config=stage_hash(CONFIG, "report"),
         folder=subpath(output.page, parent=True),
     shell:
-        "python -m ham report --rows {input.rows} --config {input.config}"
+        "python -m ham report --rows {input.rows} --config {params.file}"
         " --out {params.folder} > {log} 2>&1"
