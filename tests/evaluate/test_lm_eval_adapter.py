@@ -13,6 +13,7 @@ from ham.evaluate import lm_eval_adapter
 from ham.evaluate.lm_eval_adapter import HamLM, cut_before, generation_settings
 from ham.model.checkpoint import save_model
 from ham.model.generation import generate
+from ham.train.tokenizer import train_bpe
 
 HIT = math.log(math.exp(5) + 256) - 5
 MISS = math.log(math.exp(5) + 256)
@@ -64,6 +65,20 @@ def test_rolling_predicts_every_token_once_in_any_window() -> None:
         first, second = lm.loglikelihood_rolling([FakeRequest((text,)), FakeRequest(("ab",))])
         assert first == pytest.approx(-len(text) * math.log(257))
         assert second == pytest.approx(-2 * math.log(257))
+
+
+def test_a_byte_pair_vocabulary() -> None:
+    """Each continuation token is scored once, and blanks at the seam belong to the continuation."""
+    tokenizer = train_bpe(["the whale and the sea and the ship. " * 20], vocabulary_size=280)
+    assert 257 < tokenizer.vocabulary_size <= 280
+    nats = math.log(tokenizer.vocabulary_size)
+    lm = HamLM(UniformModel(tokenizer.vocabulary_size), tokenizer=tokenizer)
+    whole = tokenizer.encode("the whale and the sea")
+    for context, continuation in (("the whale", " and the sea"), ("the whale ", "and the sea")):
+        ((value, _),) = lm.loglikelihood([FakeRequest((context, continuation))])
+        assert value == pytest.approx(-nats * (len(whole) - len(tokenizer.encode("the whale"))))
+    (total,) = lm.loglikelihood_rolling([FakeRequest(("the whale and the sea",))])
+    assert total == pytest.approx(-nats * len(whole)) and len(whole) < 21
 
 
 def test_generation_is_real_and_stops(tiny_model) -> None:

@@ -29,7 +29,8 @@ PERPLEXITY_COUNT = 10
 PERPLEXITY_PAGE = 1536
 
 _ATTEMPTS_PER_DOCUMENT = 2000
-_LAST_WORD = re.compile(r"(?<= )([A-Za-z]{4,})(?=[.!?](?:\s|$))")
+# Words in capitals are left out: in the plays they are the names of speakers.
+_LAST_WORD = re.compile(r"(?<= )([A-Za-z][a-z]{3,})(?=[.!?](?:\s|$))")
 _SENTENCE_END = re.compile(r"[.!?]\s")
 
 
