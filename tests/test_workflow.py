@@ -29,7 +29,6 @@ TINY = {
     "model": {"layers": 1, "width": 32, "heads": 2, "max_positions": 1024},
     "arms": [
         {"name": "ham", "mixer": "ham", "options": {"target": 0.5}},
-        {"name": "transformer", "mixer": "transformer"},
     ],
     "train": {
         "steps": 12,
@@ -159,7 +158,7 @@ GPU_JOBS = """
 from ham.workflow import limit_gpus
 limit_gpus(workflow)
 rule all:
-    input: expand("{n}", n="ab")
+    input: "a", "b"
 rule job:
     output: "{n}"
     resources: gpu=1
@@ -295,15 +294,15 @@ def test_a_killed_run_goes_on_where_it_stopped(pipeline: Pipeline):
     logs = [
         path.read_text() for path in pipeline.folder.glob("results/runs/tiny/logs/*/*/train.log")
     ]
-    assert len(logs) == 2
-    assert sum("resuming" in log for log in logs) == 1
+    assert len(logs) == 1
+    assert "resuming ham at step" in logs[0]
     assert list(pipeline.folder.glob("results/.state/*")) == []
 
 
 def test_every_stage_leaves_rows_and_a_report(pipeline: Pipeline):
     config = load_config(pipeline.config)
     rows = read_rows([pipeline.folder / name for name in wf.rows_files(config)])
-    assert {row.model for row in rows} == {"ham", "transformer"}
+    assert {row.model for row in rows} == {"ham"}
     experiments = {"train", "language_modelling", "needle", "recall", "throughput", "memory"}
     assert experiments <= {row.experiment for row in rows}
     assert [row for row in rows if row.error] == []
@@ -331,22 +330,26 @@ def test_a_second_run_has_nothing_to_do(pipeline: Pipeline):
         ({"title": "another"}, {"report": 1, "all": 1, "total": 2}),
         (
             {"evaluate": {"recall": {"samples": 2}}},
-            {"evaluate": 2, "report": 1, "all": 1, "total": 4},
+            {"evaluate": 1, "report": 1, "all": 1, "total": 3},
         ),
         (
             {"measure": {"repeats": 2}},
-            {"measure": 2, "report": 1, "all": 1, "total": 4},
+            {"measure": 1, "report": 1, "all": 1, "total": 3},
         ),
         (
             {"train": {"steps": 13}},
-            {"train": 2, "evaluate": 2, "measure": 2, "report": 1, "all": 1, "total": 8},
+            {"train": 1, "evaluate": 1, "measure": 1, "report": 1, "all": 1, "total": 5},
+        ),
+        (
+            {"arms": [*TINY["arms"], {"name": "new", "mixer": "transformer"}]},
+            {"train": 1, "evaluate": 1, "measure": 1, "report": 1, "all": 1, "total": 5},
         ),
         (
             {"seeds": [0, 1]},
-            {"train": 2, "evaluate": 2, "report": 1, "all": 1, "total": 6},
+            {"train": 1, "evaluate": 1, "report": 1, "all": 1, "total": 4},
         ),
     ],
-    ids=["title", "evaluation", "measurement", "training", "seed"],
+    ids=["title", "evaluation", "measurement", "training", "arm", "seed"],
 )
 def test_a_changed_setting_reruns_what_reads_it(
     pipeline: Pipeline, overlay: dict, jobs: dict[str, int]
