@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ham.report.palette import order_models
@@ -246,6 +246,24 @@ def or_failure(cell: Cell, *related: Cell) -> Cell:
     if cell.status != "not run":
         return cell
     return next((other for other in related if other.status == "failed"), cell)
+
+
+def with_spread_of_time(rate: Cell, time: Cell) -> Cell:
+    """A rate of one run with the interval of its time.
+
+    Percentiles survive a monotone map: where rate = c / time, the interval of the rate is
+    c / high to c / low.
+    """
+    ours, theirs = rate.estimate, time.estimate
+    if ours is None or theirs is None or ours.low is not None or theirs.low is None:
+        return rate
+    if ours.n != 1 or theirs.n != 1 or theirs.low <= 0 or theirs.high is None:
+        return rate
+    scale = ours.value * theirs.value
+    spread = replace(
+        ours, low=scale / theirs.high, high=scale / theirs.low, interval=theirs.interval
+    )
+    return replace(rate, estimate=spread)
 
 
 def most_common(values: Iterable[Any]) -> Any:

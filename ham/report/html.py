@@ -76,7 +76,7 @@ def render_page(page: Page) -> str:
         scale=page.scale,
         smoke=smoke,
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        sentences=page.sentences,
+        sentences=[(topic, _unbroken(text)) for topic, text in page.sentences],
         chips={model: color_variable(style) for model, style in page.styles.items()},
         colors={color_variable(s): (s.color, on_dark(s.color)) for s in page.styles.values()},
         headline=headline,
@@ -86,8 +86,8 @@ def render_page(page: Page) -> str:
             {
                 "name": figure.name,
                 "title": figure.title,
-                "shown": figure.shown,
-                "note": figure.note,
+                "shown": _unbroken(figure.shown),
+                "note": _unbroken(figure.note),
                 "svg": inline_svg(figure.svg, figure.name, figure.alt, page.styles),
             }
             for figure in page.figures
@@ -177,6 +177,11 @@ def _where(rows: Sequence[Row]) -> str:
         if row.seed is not None:
             values.setdefault("seed", {})[str(row.seed)] = None
     return "; ".join(f"{name} {', '.join(listed)}" for name, listed in values.items())
+
+
+def _unbroken(text: str) -> str:
+    """Numbers stay on one line with their percent sign."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _lede(page: Page) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from ham.report.aggregate import Cell, Point, Results, most_common, or_failure
+from ham.report.aggregate import Cell, Point, Results, most_common, or_failure, with_spread_of_time
 from ham.report.formats import byte_size, join_words, short_bytes, significant, token_unit
 from ham.report.plots_base import (
     Drawing,
@@ -32,7 +32,7 @@ from ham.report.rows import Row
 SPEED_TASKS = {"prefill": "prefill_ms", "decode": "decode_ms", "train": "training_step_ms"}
 SPEED_TITLES = {"prefill": "prefill", "decode": "decode", "train": "training step"}
 MEMORY_PANELS = (
-    ("cache_bytes_allocated", None, "decoding cache, allocated"),
+    ("cache_bytes_allocated", None, "decoding cache"),
     ("peak_memory_bytes", "prefill", "peak, prefill"),
     ("peak_memory_bytes", "train", "peak, training step"),
 )
@@ -78,7 +78,7 @@ def speed_points(results: Results, model: str, task: str) -> list[Point]:
         where = {"model": model, "task": task, "x": x, "keep": keep}
         rate = results.cell("throughput", "tokens_per_second", **where)
         time = results.cell("throughput", SPEED_TASKS[task], **where)
-        points.append(Point(x, or_failure(rate, time)))
+        points.append(Point(x, with_spread_of_time(or_failure(rate, time), time)))
     return points
 
 
@@ -140,7 +140,7 @@ def memory(results: Results, look: Look) -> Drawing | None:
     axes_list[0].set_ylabel("bytes")
     title, lines = next(iter(panels.items()))
     model, x, value = _best_at_longest(lines, min)
-    note = f"{title}: smallest at {x:,.0f} tokens is {model} ({byte_size(value)})"
+    note = f"Smallest {title} at {x:,.0f} tokens: {model} ({byte_size(value)})"
     return Drawing(
         figure,
         "Bytes counted on the real tensors: keys and values, positions, page tables, recurrent "
@@ -202,7 +202,8 @@ def kv_growth(results: Results, look: Look) -> Drawing | None:
     return Drawing(
         figure,
         "Bytes of keys and values while one test document is read token by token.",
-        f"A steep piece is text that the recurrent memory did not predict. At the end: {words}.",
+        "Where a model routes, a steep piece is text that its recurrent memory did not predict. "
+        f"At the end: {words}.",
         f"Line chart of KV bytes against tokens read. At the end: {words}.",
     )
 

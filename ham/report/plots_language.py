@@ -26,6 +26,7 @@ from ham.report.plots_base import (
     new_figure,
     place_labels,
 )
+from ham.report.tables_base import chance_level
 
 
 def main_context(results: Results, look: Look) -> float | None:
@@ -127,19 +128,13 @@ def _draw_unigram(axes: Axes, unigram: float | None) -> None:
     if unigram <= high + 0.6 * (high - low):
         axes.axvline(unigram, color=MUTED, linestyle=":", linewidth=1.5)
         axes.set_xlim(low, max(high, unigram + 0.05 * (high - low)))
-        axes.annotate(
-            "unigram ",
-            (unigram, 0.02),
-            xycoords=("data", "axes fraction"),
-            ha="right",
-            color=MUTED,
-            fontsize=8.5,
-        )
-        return
+        words, x = f"unigram model: {bits(unigram)}", unigram
+    else:
+        words, x = f"unigram model: {bits(unigram)}, off the scale →", high
     axes.annotate(
-        f"unigram model: {bits(unigram)}, off the scale →",
-        (1.0, 1.02),
-        xycoords="axes fraction",
+        words,
+        (x, 1.02),
+        xycoords=("data", "axes fraction"),
         ha="right",
         va="bottom",
         color=MUTED,
@@ -232,7 +227,7 @@ def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:
         footer=footer_text(results, look, "bar: 95 % interval"),
     )
     for index, task in enumerate(tasks):
-        chance = _chance(results, task)
+        chance = chance_level(results, task)
         if chance is not None:
             axes.plot(
                 [chance, chance],
@@ -278,14 +273,10 @@ def _task_dot(axes: Axes, cell: Cell, y: float, look: Look, model: str) -> None:
     axes.plot([cell.estimate.value], [y], **line_style(style, linestyle="none"))
 
 
-def _chance(results: Results, task: str) -> float | None:
-    return summarise_pooled(results.find("lm_eval", "chance_accuracy", task=task)).value
-
-
 def _above_chance(results: Results, tasks: list[str], models: list[str]) -> str:
     above, compared = 0, 0
     for task in tasks:
-        chance = _chance(results, task)
+        chance = chance_level(results, task)
         for model in models:
             estimate = results.cell("lm_eval", "accuracy", model=model, task=task).estimate
             if estimate is not None and estimate.low is not None and chance is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from ham.report.aggregate import Cell, Results
+from ham.report.aggregate import Cell, Point, Results
 from ham.report.formats import cell_text, share, token_labels, token_unit
 from ham.report.palette import GRID, MUTED
 from ham.report.plots_base import (
@@ -179,7 +180,9 @@ def recall_pairs(results: Results, look: Look) -> Drawing | None:
         if end is not None:
             ends[model] = end
     log_x_ticks(axes, results.x_values("recall", "accuracy"))
-    axes.set_ylim(-0.02, 1.02)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left / 1.05, right * 1.05)
+    axes.set_ylim(*_accuracy_limits(lines))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
     axes.set_xlabel("key-value pairs in the context")
     axes.set_ylabel("accuracy")
@@ -196,3 +199,11 @@ def recall_pairs(results: Results, look: Look) -> Drawing | None:
         f"({share(at_end[best])}).",
         f"Line chart of recall accuracy against pairs. With {hardest:,.0f} pairs: {words}.",
     )
+
+
+def _accuracy_limits(lines: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
+    """From 0 to above the highest interval; never beyond 100 %."""
+    estimates = [p.cell.estimate for points in lines.values() for p in points]
+    tops = [e.value if e.high is None else e.high for e in estimates if e is not None]
+    high = min(1.02, max(0.1, 1.15 * max(tops)))
+    return -0.02 * high, high

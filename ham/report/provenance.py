@@ -32,6 +32,8 @@ class JobLine:
     command: str
     wall_seconds: float | None
     manifest_id: str
+    config_hash: str
+    code_fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,6 @@ def gather(results: Results, manifests: Sequence[Manifest], config_name: str) ->
         ("platform", _distinct(m.get("platform") for m in manifests)),
         ("launch mode", _distinct(row.launch_mode.replace("_", " ") for row in results.rows)),
         ("provider", _distinct(row.provider for row in results.rows)),
-        ("configuration hash", _distinct(row.config_hash for row in results.rows)),
-        ("code fingerprint", _distinct(row.code_fingerprint for row in results.rows)),
         ("manifests", [f"{len(known)} of {len(_ids(results))} jobs"]),
     ]
     packages = sorted({name for m in manifests for name in m.get("versions", {})})
@@ -102,6 +102,8 @@ def job_lines(results: Results, known: Mapping[str, Manifest], config_name: str)
                 rerun_command(rows[0], known, config_name),
                 manifest.get("wall_seconds"),
                 identity,
+                ", ".join(_distinct(row.config_hash for row in rows)),
+                ", ".join(_distinct(row.code_fingerprint for row in rows)),
             )
         )
     return sorted(

@@ -164,6 +164,9 @@ def _grid_sentence(experiment: str, title: str) -> Callable[[Results, Look], str
             return ""
         order = sorted(cells, key=lambda model: -(cells[model].value or 0.0))
         best, worst = order[0], order[-1]
+        if cells[best].value == cells[worst].value and best != worst:
+            level = formats.share(cells[best].value or 0.0)
+            return f"{title}, mean over the grid: {level} for every model."
         text = f"{title}, mean over the grid: {best} is best with "
         text += formats.cell_text(cells[best], formats.share)
         if worst != best:

@@ -58,6 +58,6 @@ def optional(cell: Cell) -> Cell | None:
     return None if cell.status == "not run" else cell
 
 
-def chance_level(results: Results, task: str) -> float | None:
-    """Accuracy of guessing on a task, as its rows give it."""
-    return summarise_pooled(results.find("lm_eval", "chance_accuracy", task=task)).value
+def chance_level(results: Results, task: str, metric: str = "accuracy") -> float | None:
+    """What guessing gets on a task, as its rows give it; None where that means nothing."""
+    return summarise_pooled(results.find("lm_eval", f"chance_{metric}", task=task)).value

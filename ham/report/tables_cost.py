@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ham.report import formats
-from ham.report.aggregate import Results, or_failure
+from ham.report.aggregate import Results, or_failure, with_spread_of_time
 from ham.report.plots_cost import main_batch
 from ham.report.rows import Row
 from ham.report.tables_base import MODEL, Column, Record, Table, models_of, optional
@@ -54,7 +54,8 @@ def _speed_records(results: Results) -> list[Record]:
                 time = results.cell("throughput", metric, **where)
                 rate = results.cell("throughput", "tokens_per_second", **where)
                 record[f"{task}_ms"] = or_failure(time, rate)
-                record[f"{task}_tokens_per_second"] = or_failure(rate, time)
+                rate = with_spread_of_time(or_failure(rate, time), time)
+                record[f"{task}_tokens_per_second"] = rate
             records.append(record)
     return sorted(records, key=lambda r: (results.models.index(r["model"]), r["context"]))
 

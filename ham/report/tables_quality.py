@@ -55,13 +55,13 @@ def lm_eval(results: Results) -> Table:
         {
             (row.task or "", row.metric)
             for row in results.rows
-            if row.experiment == "lm_eval" and row.metric != "chance_accuracy"
+            if row.experiment == "lm_eval" and not row.metric.startswith("chance_")
         }
     )
     for task, metric in pairs:
         for model in results.models:
             cell = results.cell("lm_eval", metric, model=model, task=task or None)
-            chance = chance_level(results, task) if metric == "accuracy" else None
+            chance = chance_level(results, task, metric)
             records.append(
                 {"model": model, "task": task, "metric": metric, "value": cell, "chance": chance}
             )

@@ -13,6 +13,7 @@ from ham.report.aggregate import (
     or_failure,
     summarise,
     summarise_pooled,
+    with_spread_of_time,
 )
 from ham.report.rows import Row
 
@@ -122,3 +123,14 @@ def test_finding_rows():
 def test_most_common():
     assert most_common(["a", "b", "b"]) == "b"
     assert most_common([]) is None
+
+
+def test_a_rate_takes_the_percentiles_of_its_time():
+    # 1000 tokens in 50 ms (40 to 80): 20,000 tokens/s, from 1000 / 0.08 to 1000 / 0.04.
+    time = summarise([row(50.0, low=40.0, high=80.0, interval="p20_p80")])
+    rate = with_spread_of_time(summarise([row(20_000.0)]), time)
+    assert (rate.estimate.low, rate.estimate.high) == pytest.approx((12_500.0, 25_000.0))
+    assert rate.estimate.interval == "p20_p80"
+    seeds = summarise([row(1.0, seed=0), row(2.0, seed=1)])
+    assert with_spread_of_time(seeds, time) is seeds
+    assert with_spread_of_time(NOT_RUN, time) is NOT_RUN

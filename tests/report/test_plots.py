@@ -17,6 +17,7 @@ from ham.report.plots_base import (
     spread_out,
     style_context,
 )
+from ham.report.plots_cost import speed_points
 from ham.report.plots_training import running_mean
 
 NAMES = [spec.name for spec in FIGURES]
@@ -130,6 +131,22 @@ def test_failures_are_marked(drawings):
     assert to_hex(crosses[0].get_color()) == "#56b4e9"
     hatched = [patch for axes in drawings["needle"].figure.axes for patch in axes.patches]
     assert sum(patch.get_hatch() is not None for patch in hatched) == 10
+
+
+def test_speed_without_an_interval_takes_that_of_the_time(make_rows):
+    rows = make_rows(models=["mamba2"])
+    none = {"low": None, "high": None, "interval": None}
+    rows = [
+        row.model_copy(update=none) if row.metric == "tokens_per_second" else row for row in rows
+    ]
+    points = speed_points(Results(rows), "mamba2", "prefill")
+    expected = [
+        (1000 * row.x_value / row.high, 1000 * row.x_value / row.low)
+        for row in rows
+        if row.metric == "prefill_ms"
+    ]
+    found = [(point.cell.estimate.low, point.cell.estimate.high) for point in points]
+    assert found == [pytest.approx(pair) for pair in expected]
 
 
 def test_values_are_those_of_the_rows(drawings, make_rows):

@@ -54,6 +54,20 @@ def test_seeds_decide_whether_the_best_two_differ(make_rows):
     assert "do not tell" in summary(level)["Language"]
 
 
+def test_a_tie_has_no_winner(make_rows):
+    level = {"value": 0.0, "low": 0.0, "high": 0.16, "interval": "wilson95"}
+    rows = [
+        row.model_copy(update=level)
+        if row.experiment == "needle" and row.metric == "accuracy" and row.value is not None
+        else row
+        for row in make_rows()
+    ]
+    assert (
+        "Needle in a haystack, mean over the grid: 0.0 % for every model."
+        in (summary(rows)["Recall"])
+    )
+
+
 def test_missing_parts_are_left_out(make_rows):
     said = summary(make_rows(omit=["dial", "needle", "recall", "throughput", "lm_eval"]))
     assert {"The dial", "Recall", "Speed", "Tasks"}.isdisjoint(said)
