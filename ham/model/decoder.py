@@ -25,7 +25,8 @@ from ham.model.registry import mixer_class, parse_options
 EMBEDDING_MULTIPLE = 64
 """The vocabulary is padded to this many rows, so that matrix units see aligned sizes."""
 
-INITIAL_STD = 0.02
+INITIAL_STD_TIMES_ROOT_WIDTH = 0.55
+"""GPT-2's 0.02 at its width of 768, carried to other widths as 1 / sqrt(width)."""
 
 
 @dataclass(frozen=True)
@@ -276,11 +277,12 @@ class DecoderLM(nn.Module):
             )
 
     def _initialise(self) -> None:
-        """Normal(0, 0.02) matrices; those that write to the residual stream shrunk by sqrt(2 L)."""
-        residual_std = INITIAL_STD / math.sqrt(2 * self.config.layers)
+        """Normal matrices; those that write to the residual stream shrunk by sqrt(2 L) (GPT-2)."""
+        std = INITIAL_STD_TIMES_ROOT_WIDTH / math.sqrt(self.config.width)
+        residual_std = std / math.sqrt(2 * self.config.layers)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 writes = name.endswith((".out", ".down"))
-                nn.init.normal_(module.weight, std=residual_std if writes else INITIAL_STD)
+                nn.init.normal_(module.weight, std=residual_std if writes else std)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=INITIAL_STD)
+                nn.init.normal_(module.weight, std=std)
