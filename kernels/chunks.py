@@ -38,31 +38,31 @@ def full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def split_chunks(x_BTHX: Tensor, chunk: int) -> Tensor:
-    """Lay `[B, T, H, ...]` out as `[B, H, M, C, ...]`; the last chunk is filled with zeros."""
+    """Lay `[B, T, H, ...]` out as `[M, B, H, C, ...]`; the last chunk is filled with zeros."""
     padding = -x_BTHX.shape[1] % chunk
     if padding:
         x_BTHX = F.pad(x_BTHX, (0, 0) * (x_BTHX.ndim - 2) + (0, padding))
     x_BMCHX = x_BTHX.unflatten(1, (-1, chunk))
-    return x_BMCHX.movedim(3, 1).contiguous()
+    return x_BMCHX.movedim((1, 3), (0, 2)).contiguous()
 
 
-def merge_chunks(x_BHMCX: Tensor, length: int) -> Tensor:
-    """Undo `split_chunks` and drop the fill: `[B, H, M, C, X]` to `[B, T, H, X]`."""
-    return x_BHMCX.movedim(1, 3).flatten(1, 2)[:, :length].contiguous()
+def merge_chunks(x_MBHCX: Tensor, length: int) -> Tensor:
+    """Undo `split_chunks` and drop the fill: `[M, B, H, C, X]` to `[B, T, H, X]`."""
+    return x_MBHCX.movedim((0, 2), (1, 3)).flatten(1, 2)[:, :length].contiguous()
 
 
-def decay_products(cumulative_BHMC: Tensor, dtype: torch.dtype) -> Tensor:
+def decay_products(cumulative_MBHC: Tensor, dtype: torch.dtype) -> Tensor:
     """`exp(c_i - c_j)` for i >= j and 0 above the diagonal; no gradient.
 
     Args:
-        cumulative_BHMC: Float64; inclusive cumulative sum of the log decay within each chunk. In
+        cumulative_MBHC: Float64; inclusive cumulative sum of the log decay within each chunk. In
             float32 its differences lose what strong decay adds up: at -10 a token, 64 tokens
             deep, 3e-5 of every product.
-        dtype: Of the result `[B, H, M, C, C]`.
+        dtype: Of the result `[M, B, H, C, C]`.
     """
-    size = cumulative_BHMC.shape[-1]
-    future_CC = torch.ones(size, size, dtype=torch.bool, device=cumulative_BHMC.device).triu(1)
-    difference = (cumulative_BHMC.unsqueeze(-1) - cumulative_BHMC.unsqueeze(-2)).to(dtype)
+    size = cumulative_MBHC.shape[-1]
+    future_CC = torch.ones(size, size, dtype=torch.bool, device=cumulative_MBHC.device).triu(1)
+    difference = (cumulative_MBHC.unsqueeze(-1) - cumulative_MBHC.unsqueeze(-2)).to(dtype)
     # Masked before the exponential: above the diagonal the differences are positive and overflow.
     return difference.masked_fill_(future_CC, -torch.inf).exp_()
 
@@ -71,8 +71,8 @@ class _DecayMatrix(torch.autograd.Function):
     """`decay_products` with its gradient; autograd would keep three matrices where one will do."""
 
     @staticmethod
-    def forward(ctx: Any, cumulative_BHMC: Tensor, dtype: torch.dtype) -> Tensor:
-        matrix = decay_products(cumulative_BHMC, dtype)
+    def forward(ctx: Any, cumulative_MBHC: Tensor, dtype: torch.dtype) -> Tensor:
+        matrix = decay_products(cumulative_MBHC, dtype)
         ctx.save_for_backward(matrix)
         return matrix
 
@@ -86,9 +86,9 @@ class _DecayMatrix(torch.autograd.Function):
         return flow.sum(-1) - flow.sum(-2), None
 
 
-def decay_matrix(cumulative_BHMC: Tensor, dtype: torch.dtype) -> Tensor:
+def decay_matrix(cumulative_MBHC: Tensor, dtype: torch.dtype) -> Tensor:
     """Differentiable `decay_products`."""
-    return _DecayMatrix.apply(cumulative_BHMC, dtype)
+    return _DecayMatrix.apply(cumulative_MBHC, dtype)
 
 
 def unit_triangular_inverse(lower: Tensor) -> Tensor:

@@ -38,81 +38,75 @@ from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput
 class _Decay(NamedTuple):
     """Products of decays within a chunk, from differences of log decays, never above 1."""
 
-    within_BHMCC: Tensor
-    from_start_BHMC1: Tensor
-    to_end_BHMC1: Tensor
-    whole_BHM11: Tensor
+    within_MBHCC: Tensor
+    from_start_MBHC1: Tensor
+    to_end_MBHC1: Tensor
+    whole_MBH11: Tensor
 
 
-def _decays(cumulative_BHMC: Tensor, dtype: torch.dtype) -> _Decay:
-    last_BHM1 = cumulative_BHMC[..., -1:]
+def _decays(cumulative_MBHC: Tensor, dtype: torch.dtype) -> _Decay:
+    last_MBH1 = cumulative_MBHC[..., -1:]
     return _Decay(
-        decay_products(cumulative_BHMC, dtype),
-        cumulative_BHMC.exp().to(dtype).unsqueeze(-1),
-        (last_BHM1 - cumulative_BHMC).exp().to(dtype).unsqueeze(-1),
-        last_BHM1.exp().to(dtype).unsqueeze(-1),
+        decay_products(cumulative_MBHC, dtype),
+        cumulative_MBHC.exp().to(dtype).unsqueeze(-1),
+        (last_MBH1 - cumulative_MBHC).exp().to(dtype).unsqueeze(-1),
+        last_MBH1.exp().to(dtype).unsqueeze(-1),
     )
+
+
+def _join_heads(x_MBHXY: Tensor) -> Tensor:
+    """`[M, B * H, X, Y]`, always a view: what is written to it has to reach the original."""
+    return x_MBHXY.view(x_MBHXY.shape[0], -1, *x_MBHXY.shape[3:])
 
 
 def _carry_states(
-    value_part_BHMCV: Tensor,
-    key_part_BHMCK: Tensor,
-    written_k_BHMCK: Tensor,
-    whole_BHM11: Tensor,
+    value_part_MBHCV: Tensor,
+    key_part_MBHCK: Tensor,
+    written_k_MBHCK: Tensor,
+    whole_MBH11: Tensor,
     state_BHKV: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Residuals, the state before each chunk, and the state after the last one."""
-    heads = state_BHKV.shape[:2]
-    state_XKV = state_BHKV.flatten(0, 1)
-    residuals, before = [], []
-    parts = (value_part_BHMCV, key_part_BHMCK, written_k_BHMCK, whole_BHM11)
-    for value, key, written, whole in zip(
-        *(part.flatten(0, 1).unbind(1) for part in parts), strict=True
-    ):
-        residual_XCV = torch.baddbmm(value, key, state_XKV, alpha=-1)
-        before.append(state_XKV)
-        residuals.append(residual_XCV)
-        state_XKV = torch.baddbmm(whole * state_XKV, written.mT, residual_XCV)
-    return (
-        torch.stack(residuals, 1).unflatten(0, heads),
-        torch.stack(before, 1).unflatten(0, heads),
-        state_XKV.unflatten(0, heads),
+) -> tuple[Tensor, Tensor]:
+    """Turn the value part into residuals, in place, from chunk to chunk.
+
+    Returns:
+        The residuals and the states before each chunk and after the last, `[M + 1, B, H, K, V]`.
+    """
+    chunks = value_part_MBHCV.shape[0]
+    states = state_BHKV.new_empty(chunks + 1, *state_BHKV.shape)
+    states[0] = state_BHKV
+    residual, key, written, whole, state = (
+        _join_heads(x)
+        for x in (value_part_MBHCV, key_part_MBHCK, written_k_MBHCK, whole_MBH11, states)
     )
+    for m in range(chunks):
+        residual[m].baddbmm_(key[m], state[m], alpha=-1)
+        torch.mul(whole[m], state[m], out=state[m + 1])
+        state[m + 1].baddbmm_(written[m].mT, residual[m])
+    return value_part_MBHCV, states
 
 
 def _carry_gradients(
-    grad_residual_BHMCV: Tensor,
-    grad_before_BHMKV: Tensor,
-    key_part_BHMCK: Tensor,
-    written_k_BHMCK: Tensor,
-    whole_BHM11: Tensor,
-    grad_state_BHKV: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Adjoint of `_carry_states`.
+    grad_residual_MBHCV: Tensor,
+    grad_states: Tensor,
+    key_part_MBHCK: Tensor,
+    written_k_MBHCK: Tensor,
+    whole_MBH11: Tensor,
+) -> None:
+    """Adjoint of `_carry_states`, in place.
 
     Args:
-        grad_residual_BHMCV: What reaches the residuals from within their chunk.
-        grad_before_BHMKV: What reaches the state before each chunk from its read-out.
-        grad_state_BHKV: What reaches the final state.
-
-    Returns:
-        Complete gradients of the residuals, of the state after each chunk and of the first state.
+        grad_residual_MBHCV: What reaches the residuals from within their chunk; made complete.
+        grad_states: `[M + 1, B, H, K, V]`; what reaches the state before each chunk from its
+            read-out, and the gradient of the final state; made complete.
     """
-    heads = grad_state_BHKV.shape[:2]
-    grad_XKV = grad_state_BHKV.flatten(0, 1)
-    residuals, after = [], []
-    parts = (grad_residual_BHMCV, grad_before_BHMKV, key_part_BHMCK, written_k_BHMCK, whole_BHM11)
-    chunks = zip(*(part.flatten(0, 1).unbind(1) for part in parts), strict=True)
-    for residual, readout, key, written, whole in reversed(list(chunks)):
-        residual_XCV = torch.baddbmm(residual, written, grad_XKV)
-        after.append(grad_XKV)
-        residuals.append(residual_XCV)
-        grad_XKV = torch.baddbmm(whole * grad_XKV + readout, key.mT, residual_XCV, alpha=-1)
-    return (
-        torch.stack(residuals[::-1], 1).unflatten(0, heads),
-        torch.stack(after[::-1], 1).unflatten(0, heads),
-        grad_XKV.unflatten(0, heads),
+    residual, state, key, written, whole = (
+        _join_heads(x)
+        for x in (grad_residual_MBHCV, grad_states, key_part_MBHCK, written_k_MBHCK, whole_MBH11)
     )
+    for m in reversed(range(residual.shape[0])):
+        residual[m].baddbmm_(written[m], state[m + 1])
+        state[m].addcmul_(whole[m], state[m + 1])
+        state[m].baddbmm_(key[m].mT, residual[m], alpha=-1)
 
 
 class _Chunks(torch.autograd.Function):
@@ -121,74 +115,72 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        q_BHMCK: Tensor,
-        k_BHMCK: Tensor,
-        v_BHMCV: Tensor,
-        cumulative_BHMC: Tensor,
-        beta_BHMC1: Tensor,
+        q_MBHCK: Tensor,
+        k_MBHCK: Tensor,
+        v_MBHCV: Tensor,
+        cumulative_MBHC: Tensor,
+        beta_MBHC1: Tensor,
         state_BHKV: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        decay = _decays(cumulative_BHMC, q_BHMCK.dtype)
-        weighted_k_BHMCK = beta_BHMC1 * k_BHMCK
-        lower_BHMCC = (k_BHMCK @ weighted_k_BHMCK.mT).mul_(decay.within_BHMCC)
-        inverse_BHMCC = unit_triangular_inverse(lower_BHMCC)
-        key_part_BHMCK = inverse_BHMCC @ (decay.from_start_BHMC1 * k_BHMCK)
-        residual_BHMCV, before_BHMKV, final_BHKV = _carry_states(
-            inverse_BHMCC @ v_BHMCV,
-            key_part_BHMCK,
-            decay.to_end_BHMC1 * weighted_k_BHMCK,
-            decay.whole_BHM11,
+        decay = _decays(cumulative_MBHC, q_MBHCK.dtype)
+        weighted_k_MBHCK = beta_MBHC1 * k_MBHCK
+        lower_MBHCC = (k_MBHCK @ weighted_k_MBHCK.mT).mul_(decay.within_MBHCC)
+        inverse_MBHCC = unit_triangular_inverse(lower_MBHCC)
+        key_part_MBHCK = inverse_MBHCC @ (decay.from_start_MBHC1 * k_MBHCK)
+        residual_MBHCV, states = _carry_states(
+            inverse_MBHCC @ v_MBHCV,
+            key_part_MBHCK,
+            decay.to_end_MBHC1 * weighted_k_MBHCK,
+            decay.whole_MBH11,
             state_BHKV,
         )
-        readout_BHMCC = (q_BHMCK @ k_BHMCK.mT).mul_(decay.within_BHMCC)
-        o_BHMCV = (decay.from_start_BHMC1 * q_BHMCK) @ before_BHMKV
-        o_BHMCV += readout_BHMCC @ (beta_BHMC1 * residual_BHMCV)
+        readout_MBHCC = (q_MBHCK @ k_MBHCK.mT).mul_(decay.within_MBHCC)
+        o_MBHCV = readout_MBHCC @ (beta_MBHC1 * residual_MBHCV)
+        o_MBHCV.addcmul_(decay.from_start_MBHC1, q_MBHCK @ states[:-1])
         ctx.save_for_backward(
-            q_BHMCK,
-            k_BHMCK,
-            beta_BHMC1,
+            q_MBHCK,
+            k_MBHCK,
+            beta_MBHC1,
             *decay,
-            lower_BHMCC,
-            inverse_BHMCC,
-            readout_BHMCC,
-            key_part_BHMCK,
-            residual_BHMCV,
-            before_BHMKV,
+            lower_MBHCC,
+            inverse_MBHCC,
+            readout_MBHCC,
+            key_part_MBHCK,
+            residual_MBHCV,
+            states,
         )
-        return o_BHMCV, final_BHKV, residual_BHMCV
+        return o_MBHCV, states[-1].clone(), residual_MBHCV
 
     @staticmethod
     @once_differentiable
     @full_precision
     def backward(
-        ctx: Any, grad_o_BHMCV: Tensor, grad_final_BHKV: Tensor, grad_residual_BHMCV: Tensor
+        ctx: Any, grad_o_MBHCV: Tensor, grad_final_BHKV: Tensor, grad_residual_MBHCV: Tensor
     ) -> tuple[Tensor, ...]:
-        q, k, beta, *decay, lower, inverse, readout, key_part, residual, before = ctx.saved_tensors
+        q, k, beta, *decay, lower, inverse, readout, key_part, residual, states = ctx.saved_tensors
         within, from_start, to_end, whole = decay
         weighted_k = beta * k
+        grad_o_MBHCV = grad_o_MBHCV.contiguous()
 
-        grad_update = readout.mT @ grad_o_BHMCV
-        grad_residual, grad_after, grad_state = _carry_gradients(
-            torch.addcmul(grad_residual_BHMCV, beta, grad_update),
-            (from_start * q).mT @ grad_o_BHMCV,
-            key_part,
-            to_end * weighted_k,
-            whole,
-            grad_final_BHKV,
-        )
+        grad_update = readout.mT @ grad_o_MBHCV
+        grad_residual = torch.addcmul(grad_residual_MBHCV.contiguous(), beta, grad_update)
+        grad_states = torch.empty_like(states)
+        torch.matmul((from_start * q).mT, grad_o_MBHCV, out=grad_states[:-1])
+        grad_states[-1] = grad_final_BHKV
+        _carry_gradients(grad_residual, grad_states, key_part, to_end * weighted_k, whole)
         # Of the right-hand side V - diag(gamma) K S of the system.
         grad_right = inverse.mT @ grad_residual
 
         grad_lower = (grad_right @ residual.mT).neg_().tril_(-1)
-        grad_readout = grad_o_BHMCV @ (beta * residual).mT
+        grad_readout = grad_o_MBHCV @ (beta * residual).mT
         flow = (grad_lower * lower).addcmul_(grad_readout, readout).double()
         grad_cumulative = flow.sum(-1) - flow.sum(-2)
         grad_lower.mul_(within)
         grad_readout.mul_(within)
 
-        from_state_q = grad_o_BHMCV @ before.mT
-        from_state_k = grad_right @ before.mT
-        from_state_w = residual @ grad_after.mT
+        from_state_q = grad_o_MBHCV @ states[:-1].mT
+        from_state_k = grad_right @ states[:-1].mT
+        from_state_w = residual @ grad_states[1:].mT
         grad_q = torch.addcmul(grad_readout @ k, from_start, from_state_q)
         grad_weighted_k = torch.addcmul(grad_lower.mT @ k, to_end, from_state_w)
         grad_k = torch.addcmul(grad_lower @ weighted_k, from_start, from_state_k, value=-1)
@@ -200,9 +192,9 @@ class _Chunks(torch.autograd.Function):
         start = (from_state_q * q).sub_(from_state_k * k).sum(-1, keepdim=True)
         end = ((from_state_w * weighted_k).sum(-1, keepdim=True) * to_end).squeeze(-1).double()
         grad_cumulative += (from_start * start).squeeze(-1).double() - end
-        last = (grad_after * before).sum((-1, -2)) * whole[..., 0, 0]
+        last = (grad_states[1:] * states[:-1]).sum((-1, -2)) * whole[..., 0, 0]
         grad_cumulative[..., -1] += end.sum(-1) + last.double()
-        return grad_q, grad_k, grad_right, grad_cumulative, grad_beta, grad_state
+        return grad_q, grad_k, grad_right, grad_cumulative, grad_beta, grad_states[0]
 
 
 @full_precision
@@ -226,17 +218,17 @@ def chunked(
         state = v_BTHV.new_zeros(batch, heads, key_size, v_BTHV.shape[-1], dtype=dtype)
 
     # The fill of the last chunk has zero log decay, key and beta, so it leaves the state alone.
-    v_BHMCV = split_chunks(v_BTHV.to(dtype), chunk)
-    o_BHMCV, final_state_BHKV, residual_BHMCV = _Chunks.apply(
+    v_MBHCV = split_chunks(v_BTHV.to(dtype), chunk)
+    o_MBHCV, final_state_BHKV, residual_MBHCV = _Chunks.apply(
         split_chunks(q_BTHK.to(dtype) * scale, chunk),
         split_chunks(k_BTHK.to(dtype), chunk),
-        v_BHMCV,
+        v_MBHCV,
         split_chunks(log_decay_BTH.double(), chunk).cumsum(-1),
         split_chunks(beta_BTH.to(dtype), chunk).unsqueeze(-1),
         state.to(dtype),
     )
     return GatedDeltaRuleOutput(
-        merge_chunks(o_BHMCV, length).to(v_BTHV.dtype),
+        merge_chunks(o_MBHCV, length).to(v_BTHV.dtype),
         final_state_BHKV,
-        merge_chunks(v_BHMCV - residual_BHMCV, length),
+        merge_chunks(v_MBHCV - residual_MBHCV, length),
     )

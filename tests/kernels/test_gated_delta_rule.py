@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ham.errors import ConfigError
-from ham.kernels.chunks import decay_products, split_chunks, unit_triangular_inverse
+from ham.kernels.chunks import decay_products, merge_chunks, split_chunks, unit_triangular_inverse
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase
 from ham.kernels.registry import find_operation
@@ -37,15 +37,15 @@ def committed_by_wy_form(inputs: dict[str, Any]) -> Tensor:
     gamma = cumulative.exp().unsqueeze(-1)
     inverse = unit_triangular_inverse(beta * decay_products(cumulative, torch.float64) * (k @ k.mT))
     u, w = inverse @ (beta * v), inverse @ (beta * gamma * k)
-    state = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=torch.float64)
+    state = torch.zeros(*k.shape[1:3], k.shape[-1], v.shape[-1], dtype=torch.float64)
     committed = []
-    for chunk in range(k.shape[2]):
-        new = u[:, :, chunk] - w[:, :, chunk] @ state
+    for chunk in range(k.shape[0]):
+        new = u[chunk] - w[chunk] @ state
         committed.append(new)
-        last = gamma[:, :, chunk, -1:]
-        to_end = (cumulative[:, :, chunk, -1:] - cumulative[:, :, chunk]).exp().unsqueeze(-1)
-        state = last * state + (to_end * k[:, :, chunk]).mT @ new
-    return torch.stack(committed, 2).movedim(1, 3).flatten(1, 2)
+        last = gamma[chunk, :, :, -1:]
+        to_end = (cumulative[chunk, :, :, -1:] - cumulative[chunk]).exp().unsqueeze(-1)
+        state = last * state + (to_end * k[chunk]).mT @ new
+    return merge_chunks(torch.stack(committed), 192)
 
 
 class TestIdentities:
