@@ -9,8 +9,8 @@ CONFIG ?= workflow/config/demo.yaml
 TORCH_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-# The kernel drops this lock when the last process of a run is gone, also after kill -9; Snakemake's
-# own lock would stay and ask for --unlock.
+# The kernel drops this lock with its process, also after kill -9; Snakemake's own lock would stay and
+# ask for --unlock.
 RUN := flock --nonblock --conflict-exit-code 75 .venv/.running $(BIN)/snakemake --nolock \
 	--cores $(CORES) --rerun-incomplete --show-failed-logs --configfile $(CONFIG)
 REFUSED := { status=$$?; [ $$status != 75 ] || echo "another run of this folder is under way"; exit $$status; }

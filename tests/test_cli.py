@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -164,6 +165,24 @@ def test_status_of_errors(raised: BaseException, status: int, monkeypatch: pytes
 
     monkeypatch.setattr("ham.cli.config._schema", fail)
     assert main(["config", "schema"]) == status
+
+
+def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def fail(arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "results/big")
+
+    monkeypatch.setattr("ham.cli.config._schema", fail)
+    assert main(["config", "schema"]) == 2
+    assert_one_message(capsys.readouterr().err, "no space left on the disk while writing results")
+
+
+def test_a_reader_that_goes_away_is_no_defect(tmp_path: Path):
+    command = f"{sys.executable} -m ham config schema | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
 
 
 def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
