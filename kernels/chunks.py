@@ -51,18 +51,18 @@ def merge_chunks(x_MBHCX: Tensor, length: int) -> Tensor:
     return x_MBHCX.movedim((0, 2), (1, 3)).flatten(1, 2)[:, :length].contiguous()
 
 
-def decay_products(cumulative_MBHC: Tensor, dtype: torch.dtype) -> Tensor:
+def decay_products(cumulative_XC: Tensor, dtype: torch.dtype) -> Tensor:
     """`exp(c_i - c_j)` for i >= j and 0 above the diagonal; no gradient.
 
     Args:
-        cumulative_MBHC: Float64; inclusive cumulative sum of the log decay within each chunk. In
-            float32 its differences lose what strong decay adds up: at -10 a token, 64 tokens
-            deep, 3e-5 of every product.
-        dtype: Of the result `[M, B, H, C, C]`.
+        cumulative_XC: Float64 `[..., C]`; inclusive cumulative sum of the log decay in each
+            chunk. In float32 its differences lose what strong decay adds up: at -10 a token, 64
+            tokens deep, 3e-5 of every product.
+        dtype: Of the result `[..., C, C]`.
     """
-    size = cumulative_MBHC.shape[-1]
-    future_CC = torch.ones(size, size, dtype=torch.bool, device=cumulative_MBHC.device).triu(1)
-    difference = (cumulative_MBHC.unsqueeze(-1) - cumulative_MBHC.unsqueeze(-2)).to(dtype)
+    size = cumulative_XC.shape[-1]
+    future_CC = torch.ones(size, size, dtype=torch.bool, device=cumulative_XC.device).triu(1)
+    difference = (cumulative_XC.unsqueeze(-1) - cumulative_XC.unsqueeze(-2)).to(dtype)
     # Masked before the exponential: above the diagonal the differences are positive and overflow.
     return difference.masked_fill_(future_CC, -torch.inf).exp_()
 

@@ -12,8 +12,10 @@ The write strength stands on the columns of the system, not on its rows as in th
 exact even for beta = 0, where dividing the update by beta would not be. Everything is batched over
 chunks but two products per chunk that carry the state.
 
-The backward pass is written by hand: with autograd, forward and backward took 61 ms for
-B4 T1024 H4 K64 on two CPU cores, because it keeps and adds up many `[C, C]` matrices.
+The backward pass is written by hand: autograd, which keeps and adds up many more matrices, took
+61 ms for forward and backward at B4 T1024 H4 K64 on two CPU cores.
+
+Letters beyond those of `kernels/chunks.py`: Y = B · H, X = M · Y, Z = (M + 1) · Y.
 """
 
 from __future__ import annotations
@@ -38,163 +40,169 @@ from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput
 class _Decay(NamedTuple):
     """Products of decays within a chunk, from differences of log decays, never above 1."""
 
-    within_MBHCC: Tensor
-    from_start_MBHC1: Tensor
-    to_end_MBHC1: Tensor
-    whole_MBH11: Tensor
+    within_XCC: Tensor
+    from_start_XC1: Tensor
+    to_end_XC1: Tensor
+    whole_X11: Tensor
 
 
-def _decays(cumulative_MBHC: Tensor, dtype: torch.dtype) -> _Decay:
-    last_MBH1 = cumulative_MBHC[..., -1:]
+def _decays(cumulative_XC: Tensor, dtype: torch.dtype) -> _Decay:
+    last_X1 = cumulative_XC[:, -1:]
     return _Decay(
-        decay_products(cumulative_MBHC, dtype),
-        cumulative_MBHC.exp().to(dtype).unsqueeze(-1),
-        (last_MBH1 - cumulative_MBHC).exp().to(dtype).unsqueeze(-1),
-        last_MBH1.exp().to(dtype).unsqueeze(-1),
+        decay_products(cumulative_XC, dtype),
+        cumulative_XC.exp().to(dtype).unsqueeze(-1),
+        (last_X1 - cumulative_XC).exp().to(dtype).unsqueeze(-1),
+        last_X1.exp().to(dtype).unsqueeze(-1),
     )
-
-
-def _join_heads(x_MBHXY: Tensor) -> Tensor:
-    """`[M, B * H, X, Y]`, always a view: what is written to it has to reach the original."""
-    return x_MBHXY.view(x_MBHXY.shape[0], -1, *x_MBHXY.shape[3:])
 
 
 def _carry_states(
-    value_part_MBHCV: Tensor,
-    key_part_MBHCK: Tensor,
-    written_k_MBHCK: Tensor,
-    whole_MBH11: Tensor,
-    state_BHKV: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Turn the value part into residuals, in place, from chunk to chunk.
+    residual_XCV: Tensor,
+    key_part_XCK: Tensor,
+    written_XCK: Tensor,
+    whole_X11: Tensor,
+    state_YKV: Tensor,
+) -> Tensor:
+    """Carry the state from chunk to chunk.
+
+    Args:
+        residual_XCV: Comes in as the part of the residuals that does not depend on the state;
+            made complete in place.
+        key_part_XCK: What multiplies the state before a chunk in its residuals.
+        written_XCK: Keys with the weights that their residuals have in the state after the chunk.
+        whole_X11: Decay over a chunk.
+        state_YKV: First state, Y = B · H.
 
     Returns:
-        The residuals and the states before each chunk and after the last, `[M + 1, B, H, K, V]`.
+        The states before each chunk and after the last one, `[(M + 1) Y, K, V]`.
     """
-    chunks = value_part_MBHCV.shape[0]
-    states = state_BHKV.new_empty(chunks + 1, *state_BHKV.shape)
-    states[0] = state_BHKV
-    residual, key, written, whole, state = (
-        _join_heads(x)
-        for x in (value_part_MBHCV, key_part_MBHCK, written_k_MBHCK, whole_MBH11, states)
-    )
-    for m in range(chunks):
-        residual[m].baddbmm_(key[m], state[m], alpha=-1)
-        torch.mul(whole[m], state[m], out=state[m + 1])
-        state[m + 1].baddbmm_(written[m].mT, residual[m])
-    return value_part_MBHCV, states
+    rows = state_YKV.shape[0]
+    chunks = residual_XCV.shape[0] // rows
+    states_ZKV = state_YKV.new_empty((chunks + 1) * rows, *state_YKV.shape[1:])
+    states_ZKV[:rows] = state_YKV
+    before = states_ZKV.split(rows)
+    parts = (part.split(rows) for part in (residual_XCV, key_part_XCK, written_XCK, whole_X11))
+    for m, (residual, key, written, whole) in enumerate(zip(*parts, strict=True)):
+        residual.baddbmm_(key, before[m], alpha=-1)
+        torch.mul(whole, before[m], out=before[m + 1])
+        before[m + 1].baddbmm_(written.mT, residual)
+    return states_ZKV
 
 
 def _carry_gradients(
-    grad_residual_MBHCV: Tensor,
-    grad_states: Tensor,
-    key_part_MBHCK: Tensor,
-    written_k_MBHCK: Tensor,
-    whole_MBH11: Tensor,
+    grad_residual_XCV: Tensor,
+    grad_states_ZKV: Tensor,
+    key_part_XCK: Tensor,
+    written_XCK: Tensor,
+    whole_X11: Tensor,
 ) -> None:
     """Adjoint of `_carry_states`, in place.
 
     Args:
-        grad_residual_MBHCV: What reaches the residuals from within their chunk; made complete.
-        grad_states: `[M + 1, B, H, K, V]`; what reaches the state before each chunk from its
-            read-out, and the gradient of the final state; made complete.
+        grad_residual_XCV: What reaches the residuals from within their chunk; made complete.
+        grad_states_ZKV: What reaches the state before each chunk from its read-out and, at the
+            end, the gradient of the final state; made complete.
     """
-    residual, state, key, written, whole = (
-        _join_heads(x)
-        for x in (grad_residual_MBHCV, grad_states, key_part_MBHCK, written_k_MBHCK, whole_MBH11)
-    )
-    for m in reversed(range(residual.shape[0])):
-        residual[m].baddbmm_(written[m], state[m + 1])
-        state[m].addcmul_(whole[m], state[m + 1])
-        state[m].baddbmm_(key[m].mT, residual[m], alpha=-1)
+    rows = grad_states_ZKV.shape[0] - grad_residual_XCV.shape[0]
+    before = grad_states_ZKV.split(rows)
+    parts = (part.split(rows) for part in (grad_residual_XCV, key_part_XCK, written_XCK, whole_X11))
+    for m, (residual, key, written, whole) in reversed([*enumerate(zip(*parts, strict=True))]):
+        residual.baddbmm_(written, before[m + 1])
+        before[m].addcmul_(whole, before[m + 1])
+        before[m].baddbmm_(key.mT, residual, alpha=-1)
 
 
 class _Chunks(torch.autograd.Function):
-    """From chunked inputs to read-out, final state and residual."""
+    """From chunks of inputs to read-outs, final state and residuals."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        q_MBHCK: Tensor,
-        k_MBHCK: Tensor,
-        v_MBHCV: Tensor,
-        cumulative_MBHC: Tensor,
-        beta_MBHC1: Tensor,
-        state_BHKV: Tensor,
+        q_XCK: Tensor,
+        k_XCK: Tensor,
+        v_XCV: Tensor,
+        cumulative_XC: Tensor,
+        beta_XC: Tensor,
+        state_YKV: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        decay = _decays(cumulative_MBHC, q_MBHCK.dtype)
-        weighted_k_MBHCK = beta_MBHC1 * k_MBHCK
-        lower_MBHCC = (k_MBHCK @ weighted_k_MBHCK.mT).mul_(decay.within_MBHCC)
-        inverse_MBHCC = unit_triangular_inverse(lower_MBHCC)
-        key_part_MBHCK = inverse_MBHCC @ (decay.from_start_MBHC1 * k_MBHCK)
-        residual_MBHCV, states = _carry_states(
-            inverse_MBHCC @ v_MBHCV,
-            key_part_MBHCK,
-            decay.to_end_MBHC1 * weighted_k_MBHCK,
-            decay.whole_MBH11,
-            state_BHKV,
+        decay = _decays(cumulative_XC, q_XCK.dtype)
+        beta_X1C, beta_XC1 = beta_XC.unsqueeze(-2), beta_XC.unsqueeze(-1)
+        similar_XCC = (k_XCK @ k_XCK.mT).mul_(decay.within_XCC)
+        inverse_XCC = unit_triangular_inverse(similar_XCC * beta_X1C)
+        key_part_XCK = inverse_XCC @ (decay.from_start_XC1 * k_XCK)
+        written_XCK = (decay.to_end_XC1 * beta_XC1) * k_XCK
+        residual_XCV = inverse_XCC @ v_XCV
+        states_ZKV = _carry_states(
+            residual_XCV, key_part_XCK, written_XCK, decay.whole_X11, state_YKV
         )
-        readout_MBHCC = (q_MBHCK @ k_MBHCK.mT).mul_(decay.within_MBHCC)
-        o_MBHCV = readout_MBHCC @ (beta_MBHC1 * residual_MBHCV)
-        o_MBHCV.addcmul_(decay.from_start_MBHC1, q_MBHCK @ states[:-1])
+        readout_XCC = (q_XCK @ k_XCK.mT).mul_(decay.within_XCC)
+        o_XCV = (readout_XCC * beta_X1C) @ residual_XCV
+        o_XCV.baddbmm_(decay.from_start_XC1 * q_XCK, states_ZKV[: len(q_XCK)])
         ctx.save_for_backward(
-            q_MBHCK,
-            k_MBHCK,
-            beta_MBHC1,
+            q_XCK,
+            k_XCK,
+            beta_XC,
             *decay,
-            lower_MBHCC,
-            inverse_MBHCC,
-            readout_MBHCC,
-            key_part_MBHCK,
-            residual_MBHCV,
-            states,
+            similar_XCC,
+            inverse_XCC,
+            readout_XCC,
+            key_part_XCK,
+            written_XCK,
+            residual_XCV,
+            states_ZKV,
         )
-        return o_MBHCV, states[-1].clone(), residual_MBHCV
+        return o_XCV, states_ZKV[len(q_XCK) :].clone(), residual_XCV
 
     @staticmethod
     @once_differentiable
     @full_precision
     def backward(
-        ctx: Any, grad_o_MBHCV: Tensor, grad_final_BHKV: Tensor, grad_residual_MBHCV: Tensor
+        ctx: Any, grad_o: Tensor, grad_final: Tensor, grad_residual_read: Tensor
     ) -> tuple[Tensor, ...]:
-        q, k, beta, *decay, lower, inverse, readout, key_part, residual, states = ctx.saved_tensors
-        within, from_start, to_end, whole = decay
-        weighted_k = beta * k
-        grad_o_MBHCV = grad_o_MBHCV.contiguous()
+        q, k, beta, within, from_start, to_end, whole, *saved = ctx.saved_tensors
+        similar, inverse, readout, key_part, written, residual, states = saved
+        beta_row, beta_column = beta.unsqueeze(-2), beta.unsqueeze(-1)
+        rows = len(states) - len(q)
+        grad_o = grad_o.contiguous()
 
-        grad_update = readout.mT @ grad_o_MBHCV
-        grad_residual = torch.addcmul(grad_residual_MBHCV.contiguous(), beta, grad_update)
+        grad_residual = readout.mT @ grad_o
+        grad_beta = (grad_residual * residual).sum(-1)
+        grad_residual.mul_(beta_column).add_(grad_residual_read)
+        from_start_o = from_start * grad_o
         grad_states = torch.empty_like(states)
-        torch.matmul((from_start * q).mT, grad_o_MBHCV, out=grad_states[:-1])
-        grad_states[-1] = grad_final_BHKV
-        _carry_gradients(grad_residual, grad_states, key_part, to_end * weighted_k, whole)
-        # Of the right-hand side V - diag(gamma) K S of the system.
-        grad_right = inverse.mT @ grad_residual
+        torch.bmm(q.mT, from_start_o, out=grad_states[:-rows])
+        grad_states[-rows:] = grad_final
+        _carry_gradients(grad_residual, grad_states, key_part, written, whole)
 
-        grad_lower = (grad_right @ residual.mT).neg_().tril_(-1)
-        grad_readout = grad_o_MBHCV @ (beta * residual).mT
-        flow = (grad_lower * lower).addcmul_(grad_readout, readout).double()
+        # Through the products within a chunk: first with respect to the triangular system and to
+        # Q K^T, both already times the decay that they carry, then to k, q, beta and the decay.
+        grad_right = inverse.mT @ grad_residual
+        grad_system = (grad_right @ residual.mT).neg_().tril_(-1)
+        grad_readout = (grad_o @ residual.mT).mul_(beta_row)
+        flow_beta = grad_system * similar
+        grad_beta += flow_beta.sum(-2)
+        flow = flow_beta.mul_(beta_row).addcmul_(grad_readout, readout).double()
         grad_cumulative = flow.sum(-1) - flow.sum(-2)
-        grad_lower.mul_(within)
+        grad_system.mul_(within).mul_(beta_row)
         grad_readout.mul_(within)
 
-        from_state_q = grad_o_MBHCV @ states[:-1].mT
-        from_state_k = grad_right @ states[:-1].mT
-        from_state_w = residual @ grad_states[1:].mT
-        grad_q = torch.addcmul(grad_readout @ k, from_start, from_state_q)
-        grad_weighted_k = torch.addcmul(grad_lower.mT @ k, to_end, from_state_w)
-        grad_k = torch.addcmul(grad_lower @ weighted_k, from_start, from_state_k, value=-1)
-        grad_k += grad_readout.mT @ q
-        grad_k.addcmul_(beta, grad_weighted_k)
-        grad_beta = (grad_update * residual).sum(-1, keepdim=True)
-        grad_beta += (grad_weighted_k * k).sum(-1, keepdim=True)
+        # Through the states before a chunk (read by q and k) and after it (written by k).
+        grad_q = from_start_o @ states[:-rows].mT
+        grad_k = (from_start * grad_right) @ states[:-rows].mT
+        start = ((grad_q * q).sum(-1) - (grad_k * k).sum(-1)).double()
+        grad_written = residual @ grad_states[rows:].mT
+        weight = (grad_written * k).sum(-1)
+        end = (weight * beta * to_end.squeeze(-1)).double()
+        last = (grad_states[rows:] * states[:-rows]).sum((-1, -2)) * whole[:, 0, 0]
+        grad_cumulative += start - end
+        grad_cumulative[:, -1] += end.sum(-1) + last.double()
+        grad_beta.addcmul_(weight, to_end.squeeze(-1))
 
-        start = (from_state_q * q).sub_(from_state_k * k).sum(-1, keepdim=True)
-        end = ((from_state_w * weighted_k).sum(-1, keepdim=True) * to_end).squeeze(-1).double()
-        grad_cumulative += (from_start * start).squeeze(-1).double() - end
-        last = (grad_states[1:] * states[:-1]).sum((-1, -2)) * whole[..., 0, 0]
-        grad_cumulative[..., -1] += end.sum(-1) + last.double()
-        return grad_q, grad_k, grad_right, grad_cumulative, grad_beta, grad_states[0]
+        grad_q.baddbmm_(grad_readout, k)
+        grad_k.baddbmm_(grad_system + grad_system.mT, k, beta=-1)
+        grad_k.baddbmm_(grad_readout.mT, q)
+        grad_k.addcmul_(to_end * beta_column, grad_written)
+        return grad_q, grad_k, grad_right, grad_cumulative, grad_beta, grad_states[:rows]
 
 
 @full_precision
@@ -215,20 +223,20 @@ def chunked(
     chunk = min(chunk_size, length)
     state = initial_state_BHKV
     if state is None:
-        state = v_BTHV.new_zeros(batch, heads, key_size, v_BTHV.shape[-1], dtype=dtype)
+        state = v_BTHV.new_zeros(batch, heads, key_size, v_BTHV.shape[-1])
 
     # The fill of the last chunk has zero log decay, key and beta, so it leaves the state alone.
     v_MBHCV = split_chunks(v_BTHV.to(dtype), chunk)
-    o_MBHCV, final_state_BHKV, residual_MBHCV = _Chunks.apply(
-        split_chunks(q_BTHK.to(dtype) * scale, chunk),
-        split_chunks(k_BTHK.to(dtype), chunk),
-        v_MBHCV,
-        split_chunks(log_decay_BTH.double(), chunk).cumsum(-1),
-        split_chunks(beta_BTH.to(dtype), chunk).unsqueeze(-1),
-        state.to(dtype),
+    o_XCV, final_state_YKV, residual_XCV = _Chunks.apply(
+        split_chunks(q_BTHK.to(dtype) * scale, chunk).flatten(0, 2),
+        split_chunks(k_BTHK.to(dtype), chunk).flatten(0, 2),
+        v_MBHCV.flatten(0, 2),
+        split_chunks(log_decay_BTH.double(), chunk).cumsum(-1).flatten(0, 2),
+        split_chunks(beta_BTH.to(dtype), chunk).flatten(0, 2),
+        state.to(dtype).flatten(0, 1),
     )
     return GatedDeltaRuleOutput(
-        merge_chunks(o_MBHCV, length).to(v_BTHV.dtype),
-        final_state_BHKV,
-        merge_chunks(v_MBHCV - residual_MBHCV, length),
+        merge_chunks(o_XCV.view(v_MBHCV.shape), length).to(v_BTHV.dtype),
+        final_state_YKV.unflatten(0, (batch, heads)),
+        merge_chunks(v_MBHCV - residual_XCV.view(v_MBHCV.shape), length),
     )
