@@ -32,6 +32,7 @@ NEUTRAL = frozenset(
         "ham.doctor",
         "ham.errors",
         "ham.fingerprint",
+        "ham.locks",
         "ham.plan",
         "ham.progress",
         "ham.report.manifest",
