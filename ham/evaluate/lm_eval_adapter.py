@@ -19,10 +19,10 @@ from ham.evaluate.scoring import (
     OnBatch,
     RoutingCount,
     overflows,
-    precision_context,
     score_continuations,
 )
 from ham.model.generation import generate
+from ham.model.precision import precision_context
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

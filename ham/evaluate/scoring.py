@@ -7,7 +7,6 @@ and is left out of every statistic. A test compares rows scored alone with rows 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -162,15 +161,6 @@ def score_continuations(
         scored = min(len(continuation), len(row) - 1)
         results.append(score.span(len(row) - scored, len(row)))
     return results
-
-
-def precision_context(
-    device: torch.device, precision: str = "auto"
-) -> contextlib.AbstractContextManager:
-    """The arithmetic that the models were trained with; `precision` as in `train.precision`."""
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def overflows(context: Sequence[int], continuation: Sequence[int], max_length: int) -> bool:

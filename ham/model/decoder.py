@@ -20,6 +20,7 @@ from ham.errors import ConfigError
 from ham.measure.cost import linear_flops
 from ham.model.blocks import RMSNorm, SwiGLU
 from ham.model.mixer import MixerAux, MixerShape, MixerState, SequenceMixer, StateBytes
+from ham.model.precision import cache_dtype
 from ham.model.registry import mixer_class, parse_options
 
 EMBEDDING_MULTIPLE = 64
@@ -194,8 +195,8 @@ class DecoderLM(nn.Module):
         return loss, output
 
     def init_state(self, batch_size: int, dtype: torch.dtype | None = None) -> DecoderState:
-        """Empty decoding memories; KV in `dtype`, by default that of the weights."""
-        dtype = dtype or self.embedding.weight.dtype
+        """Empty decoding memories; KV in `dtype`, by default that of autocast or the weights."""
+        dtype = dtype or cache_dtype(self.embedding.weight)
         return DecoderState(
             [block.mixer.init_state(batch_size, self.device, dtype) for block in self.blocks]
         )

@@ -13,10 +13,13 @@ from ham.report.rows import RowWriter
 SETTINGS = MeasureConfig(contexts=[32, 96], batch_size=2, decode_tokens=3, repeats=2, warmup=1)
 
 
-def measure(model, settings: MeasureConfig = SETTINGS, tokens: int = 300):
+def measure(
+    model, settings: MeasureConfig = SETTINGS, tokens: int = 300, precision: str = "float32"
+):
     writer = RowWriter(model=model.config.arm, mixer=model.config.mixer, device="test")
     text = torch.randint(0, 257, (tokens,), generator=torch.Generator().manual_seed(0))
-    Measurement(model, text, settings, TrainConfig(), writer, "unlisted device").run(lambda _: None)
+    training = TrainConfig(precision=precision)
+    Measurement(model, text, settings, training, writer, "unlisted device").run(lambda _: None)
     return writer.rows
 
 
@@ -25,10 +28,13 @@ def values(rows, metric: str, task: str) -> dict[float, float]:
 
 
 @pytest.mark.parametrize("mixer", sorted(registered_mixers()))
-def test_every_context_is_measured_and_declared_bytes_are_real(tiny_model, mixer) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_context_is_measured_and_declared_bytes_are_real(
+    tiny_model, mixer, precision
+) -> None:
     model = tiny_model(mixer)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows = measure(model)
+    rows = measure(model, precision=precision)
     assert not [row.error for row in rows if row.error]
     for metric, task in (
         ("training_step_ms", "train"),
