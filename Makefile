@@ -44,7 +44,7 @@ bench: $(STAMP) ## Verify and time every kernel provider on this machine
 	$(BIN)/ham kernels bench --rows results/kernels/bench.rows.jsonl
 
 clean: ## Remove the environment and caches; results and reports stay
-	rm -rf .venv .snakemake .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 environment.yml: pyproject.toml ham/envfile.py ## Regenerate from pyproject.toml

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,17 @@ def test_linters_pass(tmp_path: Path):
         [snakefmt, "--check", ROOT / "Snakefile", ROOT / "workflow"], capture_output=True
     )
     assert formatted.returncode == 0, formatted.stderr
+
+
+@pytest.mark.parametrize("stage", wf.STAGES)
+def test_every_rule_is_logged_bounded_and_fingerprinted(stage: str):
+    rule = (ROOT / f"workflow/rules/{stage}.smk").read_text()
+    assert rule.startswith(f"rule {stage}:")
+    for part in ("log:", "resources:", "mem_mb=", "runtime=", f"python -m ham {stage} "):
+        assert part in rule
+    assert re.search(rf'code=.*stage_fingerprint\("{stage}"', rule)
+    assert re.search(rf'config=.*stage_hash\(CONFIG, "{stage}"', rule)
+    assert ("gpu=GPU" in rule) == (stage in ("train", "evaluate", "measure"))
 
 
 @pytest.mark.parametrize(
