@@ -95,7 +95,8 @@ VERIFY_CASES = (
     SsdCase(1, 512, 2, 64, 64),
 )
 
-SPEED_CASES = (
-    SsdCase(4, 1024, 4, 32, 32),
-    SsdCase(4, 1024, 4, 64, 64),
+SPEED_CASES = tuple(
+    SsdCase(4, 1024, 4, size, size, chunk_size=chunk_size)
+    for size in (32, 64)
+    for chunk_size in (32, 64)
 )

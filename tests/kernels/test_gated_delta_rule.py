@@ -10,13 +10,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ham.errors import ConfigError
-from ham.kernels.chunks import decay_products, merge_chunks, split_chunks, unit_triangular_inverse
+from ham.kernels.chunks import (
+    decay_products,
+    merge_chunks,
+    resolve_chunk_size,
+    split_chunks,
+    unit_triangular_inverse,
+)
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase
 from ham.kernels.registry import find_operation
 from ham.kernels.verify import compare
 
 CPU = torch.device("cpu")
+SMALL = GatedDeltaRuleCase(1, 4, 1, 4, 4)
 IDENTITIES = GatedDeltaRuleCase(2, 192, 3, key_size=16, value_size=24)
 
 
@@ -120,6 +127,13 @@ def test_chunk_size_changes_nothing(chunk_size: int) -> None:
     case = GatedDeltaRuleCase(2, 130, 2, 24, 16, chunk_size, initial_state=True)
     result = compare(find_operation("gated_delta_rule"), "torch", case, torch.float64, CPU)
     assert result.passed, result.errors
+
+
+def test_default_chunk_size_suits_the_device() -> None:
+    assert resolve_chunk_size(None, CPU) == 32
+    assert resolve_chunk_size(None, torch.device("cuda")) == 64
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        gated_delta_rule(**{**SMALL.inputs(torch.float32, CPU, 0), "chunk_size": 0})
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
@@ -263,7 +277,7 @@ def test_layout_of_the_inputs_does_not_matter() -> None:
 
 
 def test_unknown_provider_is_named_with_the_legal_ones() -> None:
-    inputs = GatedDeltaRuleCase(1, 4, 1, 4, 4).inputs(torch.float32, CPU, seed=0)
+    inputs = SMALL.inputs(torch.float32, CPU, seed=0)
     with pytest.raises(ConfigError, match=r"'cuda-magic'; known: reference, torch"):
         gated_delta_rule(**inputs, provider="cuda-magic")
 
@@ -273,7 +287,27 @@ def test_unknown_provider_is_named_with_the_legal_ones() -> None:
     [("k_BTHK", (1, 4, 1, 5)), ("beta_BTH", (1, 3, 1)), ("q_BTHK", (1, 4, 4))],
 )
 def test_shapes_that_do_not_fit(name: str, shape: tuple[int, ...]) -> None:
-    inputs = GatedDeltaRuleCase(1, 4, 1, 4, 4).inputs(torch.float32, CPU, seed=0)
+    inputs = SMALL.inputs(torch.float32, CPU, seed=0)
     inputs[name] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r"must be"):
         gated_delta_rule(**inputs)
+
+
+def test_no_uninitialised_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state passes fill buffers of their own; here these start as NaN."""
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+    poisoned = []
+
+    def poison(make: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            poisoned.append(make)
+            return make(*args, **kwargs).fill_(torch.nan)
+
+        return made
+
+    monkeypatch.setattr(Tensor, "new_empty", poison(new_empty))
+    monkeypatch.setattr(torch, "empty_like", poison(empty_like))
+    case = GatedDeltaRuleCase(2, 130, 2, 16, 24, chunk_size=64, initial_state=True)
+    result = compare(find_operation("gated_delta_rule"), "torch", case, torch.float64, CPU)
+    assert result.passed, result.errors
+    assert {new_empty, empty_like} <= set(poisoned)
