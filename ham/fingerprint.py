@@ -4,7 +4,7 @@ A fingerprint covers the given modules and every project module that they import
 through others, also inside functions. Nothing is imported: the sources are parsed. Comments,
 docstrings and layout do not count, so formatting a file reruns nothing; a changed operator does.
 A string that is exactly the name of a project module counts as an import of it, because lazy
-registries and `importlib.resources` name modules that way. Files other than Python that lie in a
+registries and `importlib.resources` name modules that way. Files other than Python and Markdown in a
 package of the closure (templates, task files, the corpus) count with their bytes.
 
 Modules that steer or record jobs without touching their numbers are left out (`NEUTRAL`), and so
@@ -39,7 +39,8 @@ NEUTRAL = frozenset(
         "ham.workflow",
     }
 )
-_CODE_SUFFIXES = frozenset({".py", ".pyc"})
+# Code is read module by module; Markdown is for readers.
+_SKIPPED_SUFFIXES = frozenset({".py", ".pyc", ".md"})
 _MENTIONING = frozenset({ast.Import, ast.ImportFrom, ast.Constant})
 _DOCUMENTED = frozenset({ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef})
 _DOTTED = re.compile(r"ham(\.\w+)+")
@@ -127,7 +128,7 @@ def _data_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and path.suffix not in _CODE_SUFFIXES and not path.name.startswith(".")
+        if path.is_file() and path.suffix not in _SKIPPED_SUFFIXES and not path.name.startswith(".")
     )
 
 
