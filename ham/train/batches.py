@@ -12,7 +12,6 @@ documents instead and the window at its place in the order is skipped.
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -122,10 +121,12 @@ class BatchSampler:
             depth = float(rng.random())
             return needle_document(rng, self.tokenizer, self.shard.tokens, length, depth).tokens
         tokens: list[int] = []
-        # A pair takes two lines of about seven bytes; at most half a row is one document.
-        most = min(MAX_TRAINING_PAIRS, max(2, length // 28))
+        # A pair takes two lines of six bytes; at most half a row is one document. Each octave of
+        # sizes gets the same share of tokens: small documents teach the look-up that large ones
+        # then need (about twice as soon, in a small transformer, as with equal counts).
+        most = min(MAX_TRAINING_PAIRS, max(2, length // 24))
         while len(tokens) < length:
-            pairs = int(2 ** rng.uniform(1, math.log2(most))) if most > 2 else 2
+            pairs = int(2 / (1 - rng.random() * (1 - 2 / (most + 1))))
             tokens += pairs_document(rng, self.tokenizer, pairs, pairs).tokens
         return tokens[:length]
 

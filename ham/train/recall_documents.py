@@ -13,6 +13,7 @@ tokenizer and with byte-level vocabularies, decoding the tokens gives the text.
 from __future__ import annotations
 
 import functools
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,11 @@ from ham.errors import ConfigError
 from ham.train.tokenizer import Tokenizer
 
 NEEDLE_DIGITS = 7
-MAX_PAIRS = 26 * 26
+
+# One-character keys: a small model learns to look them up within about a million tokens of such
+# documents; with two-letter keys it had learned nothing after four million.
+_KEY_CHARACTERS = string.ascii_letters + "!#$%&*+=?@^~"
+MAX_PAIRS = len(_KEY_CHARACTERS) ** 2
 
 # fmt: off
 _WORDS = (
@@ -131,21 +136,23 @@ def pairs_document(
 ) -> RecallDocument:
     """Keys with values, then `num_queries` of the keys again, in random order, with their values.
 
-    Keys are two letters, drawn without replacement; values are two digits and may repeat.
+    Keys are drawn without replacement, one character each for up to 64 pairs and two beyond; values
+    are two digits and may repeat.
 
     Raises:
-        ConfigError: If `num_pairs` is not within 1..676 or `num_queries` not within 1..num_pairs.
+        ConfigError: If `num_pairs` is not within 1..4096 or `num_queries` not within 1..num_pairs.
     """
     if not 1 <= num_pairs <= MAX_PAIRS:
         raise ConfigError(f"pairs must be within 1..{MAX_PAIRS}, received {num_pairs}")
     if not 1 <= num_queries <= num_pairs:
         raise ConfigError(f"queries must be within 1..{num_pairs} (pairs), received {num_queries}")
-    keys = rng.choice(MAX_PAIRS, size=num_pairs, replace=False)
+    single = num_pairs <= len(_KEY_CHARACTERS)
+    keys = rng.permutation(len(_KEY_CHARACTERS) if single else MAX_PAIRS)[:num_pairs]
     values = rng.integers(0, 100, size=num_pairs)
     asked = rng.permutation(num_pairs)[:num_queries]
     pieces = [
         (
-            _piece(tokenizer, _key(key)) + _piece(tokenizer, _PAIR_MIDDLE),
+            _piece(tokenizer, _key(key, single)) + _piece(tokenizer, _PAIR_MIDDLE),
             _piece(tokenizer, f"{value:02d}"),
         )
         for key, value in zip(keys.tolist(), values.tolist(), strict=True)
@@ -164,9 +171,11 @@ def pairs_document(
     return RecallDocument(tokens, tuple(answers), None)
 
 
-def _key(number: int) -> str:
-    first, second = divmod(number, 26)
-    return chr(ord("a") + first) + chr(ord("a") + second)
+def _key(number: int, single: bool) -> str:
+    if single:
+        return _KEY_CHARACTERS[number]
+    first, second = divmod(number, len(_KEY_CHARACTERS))
+    return _KEY_CHARACTERS[first] + _KEY_CHARACTERS[second]
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -136,6 +137,19 @@ def test_both_kinds_of_recall_documents_appear(shard) -> None:
     assert all(one != other for one, other in zip(needles, pairs, strict=True))
     assert 8 <= sum(needles) <= 24
     assert len(set(texts)) == len(texts)
+
+
+def test_sizes_of_pairs_documents_get_equal_shares_of_tokens(shard) -> None:
+    tokenizer = ByteTokenizer()
+    made = sampler(shard, context=384, batch_size=50, recall_fraction=1.0)
+    rows = [row for step in range(10) for row in made.batch(step).inputs_BT.tolist()]
+    listed = re.compile(r"Pairs\n((?:\S: \d\d\n)+)Asked")
+    sizes = [len(found) // 6 for row in rows for found in listed.findall(tokenizer.decode(row))]
+    assert min(sizes) == 2 and max(sizes) == 16
+    lines = [
+        sum(size for size in sizes if low <= size < high) for low, high in ((2, 4), (4, 8), (8, 17))
+    ]
+    assert max(lines) < 1.5 * min(lines)
 
 
 def test_a_context_too_short_for_a_needle_has_pairs_only(shard) -> None:
