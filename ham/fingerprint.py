@@ -4,8 +4,8 @@ A fingerprint covers the given modules and every project module that they import
 through others, also inside functions. Nothing is imported: the sources are parsed. Comments,
 docstrings and layout do not count, so formatting a file reruns nothing; a changed operator does.
 A string that is exactly the name of a project module counts as an import of it, because lazy
-registries and `importlib.resources` name modules that way. Files other than Python and Markdown in a
-package of the closure (templates, task files, the corpus) count with their bytes.
+registries and `importlib.resources` name modules that way. Files other than Python and Markdown
+in a package of the closure (templates, task files, the corpus) count with their bytes.
 
 Modules that steer or record jobs without touching their numbers are left out (`NEUTRAL`), and so
 are imports under `if TYPE_CHECKING`. `ham.config` is among them: its resolved values are compared
