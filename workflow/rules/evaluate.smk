@@ -23,6 +23,8 @@ rule evaluate:
         code=lambda wildcards: stage_fingerprint("evaluate", MIXERS[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "evaluate", wildcards.arm),
         data=subpath(input.data, parent=True),
+    message:
+        "Evaluate {wildcards.arm}, seed {wildcards.seed}"
     shell:
         "python -m ham evaluate {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
         " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"

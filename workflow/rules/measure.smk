@@ -21,6 +21,8 @@ rule measure:
         code=lambda wildcards: stage_fingerprint("measure", MIXERS[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "measure", wildcards.arm),
         data=subpath(input.data, parent=True),
+    message:
+        "Measure {wildcards.arm}: speed and memory"
     shell:
         "python -m ham measure {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
         " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"

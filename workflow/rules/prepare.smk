@@ -17,5 +17,7 @@ rule prepare:
         code=stage_fingerprint("prepare"),
         config=stage_hash(CONFIG, "prepare"),
         folder=subpath(output.summary, parent=True),
+    message:
+        "Tokenise the corpus and fit the tokenizer"
     shell:
         "python -m ham prepare {params.file} --out {params.folder} > {log} 2>&1"

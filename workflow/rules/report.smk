@@ -37,6 +37,8 @@ rule report:
         code=stage_fingerprint("report"),
         config=stage_hash(CONFIG, "report"),
         folder=subpath(output.page, parent=True),
+    message:
+        "Write tables, figures and the page: {output.page}"
     shell:
         "python -m ham report --rows {input.rows} --config {params.file}"
         " --out {params.folder} > {log} 2>&1"

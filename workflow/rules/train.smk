@@ -23,6 +23,8 @@ rule train:
         config=lambda wildcards: stage_hash(CONFIG, "train", wildcards.arm),
         data=subpath(input.data, parent=True),
         folder=subpath(output.checkpoint, parent=True),
+    message:
+        "Train {wildcards.arm}, seed {wildcards.seed} (progress: {log})"
     shell:
         "python -m ham train {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
         " --data {params.data} --out {params.folder} > {log} 2>&1"
