@@ -251,9 +251,10 @@ class Config(Strict):
         if evaluate.needle:
             lengths += [("evaluate.needle.lengths", n) for n in evaluate.needle.lengths]
         if self.measure:
-            extra = self.measure.decode_tokens
+            extra = self.measure.warmup + self.measure.decode_tokens
             lengths += [
-                ("measure.contexts + decode_tokens", n + extra) for n in self.measure.contexts
+                ("measure.contexts + warmup + decode_tokens", n + extra)
+                for n in self.measure.contexts
             ]
         return lengths
 
