@@ -16,7 +16,7 @@ RUN := flock --nonblock --conflict-exit-code 75 .venv/.running $(BIN)/snakemake 
 REFUSED := { status=$$?; [ $$status != 75 ] || echo "another run of this folder is under way"; exit $$status; }
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help reproduce report test lint gate bench clean
+.PHONY: help reproduce report test lint gate bench published clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ gate: $(STAMP) ## Every kernel provider against its reference
 
 bench: $(STAMP) ## Verify and time every kernel provider on this machine
 	$(BIN)/ham kernels bench --rows results/kernels/bench.rows.jsonl
+
+published: $(STAMP) ## Make reports/published again from results/published
+	$(BIN)/ham publish report
 
 clean: ## Remove the environment and caches; results and reports stay
 	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info

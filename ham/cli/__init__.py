@@ -23,6 +23,7 @@ COMMANDS = (
     "evaluate",
     "measure",
     "report",
+    "publish",
     "plan",
     "doctor",
     "config",
