@@ -9,15 +9,20 @@ CONFIG ?= workflow/config/demo.yaml
 TORCH_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+# The kernel drops this lock with its process, also after kill -9; Snakemake's own lock would stay and
+# ask for --unlock.
+RUN := flock --nonblock --conflict-exit-code 75 .venv/.running $(BIN)/snakemake --nolock \
+	--cores $(CORES) --rerun-incomplete --show-failed-logs --configfile $(CONFIG)
+REFUSED := { status=$$?; [ $$status != 75 ] || echo "another run of this folder is under way"; exit $$status; }
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help reproduce report test lint gate bench clean
+.PHONY: help reproduce report test lint gate bench published clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 reproduce: $(STAMP) ## Install, then run the whole demo: reports/demo/index.html
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --configfile $(CONFIG)
+	@$(RUN) || $(REFUSED)
 
 report: $(STAMP) ## Snakemake's own report of the last run: reports/snakemake.html
 	$(BIN)/snakemake --configfile $(CONFIG) --report reports/snakemake.html
@@ -35,11 +40,14 @@ lint: $(STAMP) ## Style of Python and Snakemake files
 gate: $(STAMP) ## Every kernel provider against its reference
 	$(BIN)/ham kernels verify
 
-bench: $(STAMP) ## Speed and memory of the demo's models
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --configfile $(CONFIG) --until measure
+bench: $(STAMP) ## Verify and time every kernel provider on this machine
+	$(BIN)/ham kernels bench --rows results/kernels/bench.rows.jsonl
+
+published: $(STAMP) ## Make reports/published again from results/published
+	$(BIN)/ham publish report
 
 clean: ## Remove the environment and caches; results and reports stay
-	rm -rf .venv .snakemake .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 environment.yml: pyproject.toml ham/envfile.py ## Regenerate from pyproject.toml

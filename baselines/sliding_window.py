@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ham.cache import WindowKVCache
 from ham.config import Positive, PositiveFloat
 from ham.errors import ConfigError
+from ham.kernels.sdpa import for_varying_shapes
 from ham.measure.cost import attention_flops, causal_pairs, linear_flops
 from ham.model.blocks import RotaryPositions, split_heads
 from ham.model.mixer import (
@@ -193,11 +194,12 @@ def banded_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, window: int
 def _attend(
     q_BTHK: Tensor, k_BNHK: Tensor, v_BNHV: Tensor, visible: Tensor | None, causal: bool = False
 ) -> Tensor:
-    o_BHTV = F.scaled_dot_product_attention(
-        q_BTHK.transpose(1, 2),
-        k_BNHK.to(q_BTHK.dtype).transpose(1, 2),
-        v_BNHV.to(q_BTHK.dtype).transpose(1, 2),
-        attn_mask=visible,
-        is_causal=causal,
-    )
+    with for_varying_shapes(q_BTHK.device):
+        o_BHTV = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2),
+            k_BNHK.to(q_BTHK.dtype).transpose(1, 2),
+            v_BNHV.to(q_BTHK.dtype).transpose(1, 2),
+            attn_mask=visible,
+            is_causal=causal,
+        )
     return o_BHTV.transpose(1, 2)

@@ -6,6 +6,7 @@ positions (arXiv 2104.09864), no biases. Deviation: none.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ham.cache import BLOCK_TOKENS, DenseKVCache, grown_tokens
 from ham.config import PositiveFloat
+from ham.kernels.sdpa import for_varying_shapes
 from ham.measure.cost import attention_flops, causal_pairs, linear_flops
 from ham.model.blocks import RotaryPositions, split_heads
 from ham.model.mixer import (
@@ -120,13 +122,15 @@ class Transformer(SequenceMixer):
         if not whole and not single:
             mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BTHK.device)
             mask = mask.tril(keys - queries)
-        o_BHTV = F.scaled_dot_product_attention(
-            q_BTHK.transpose(1, 2),
-            k_BTHK.to(q_BTHK.dtype).transpose(1, 2),
-            v_BTHV.to(q_BTHK.dtype).transpose(1, 2),
-            attn_mask=mask,
-            is_causal=whole and not single,
-        )
+        varying = contextlib.nullcontext() if whole else for_varying_shapes(q_BTHK.device)
+        with varying:
+            o_BHTV = F.scaled_dot_product_attention(
+                q_BTHK.transpose(1, 2),
+                k_BTHK.to(q_BTHK.dtype).transpose(1, 2),
+                v_BTHV.to(q_BTHK.dtype).transpose(1, 2),
+                attn_mask=mask,
+                is_causal=whole and not single,
+            )
         return self.out(o_BHTV.transpose(1, 2).flatten(-2))
 
     def _projection_flops(self, tokens: int) -> float:

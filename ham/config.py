@@ -251,9 +251,10 @@ class Config(Strict):
         if evaluate.needle:
             lengths += [("evaluate.needle.lengths", n) for n in evaluate.needle.lengths]
         if self.measure:
-            extra = self.measure.decode_tokens
+            extra = self.measure.warmup + self.measure.decode_tokens
             lengths += [
-                ("measure.contexts + decode_tokens", n + extra) for n in self.measure.contexts
+                ("measure.contexts + warmup + decode_tokens", n + extra)
+                for n in self.measure.contexts
             ]
         return lengths
 
@@ -379,6 +380,8 @@ def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingDataError(f"configuration file {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(loaded, dict):

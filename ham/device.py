@@ -8,16 +8,15 @@ orphans, a test run and commands started by hand.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ham.errors import DeviceError, unknown_choice
+from ham.locks import holder, try_lock
 
 if TYPE_CHECKING:
     import torch
@@ -82,11 +81,6 @@ def uses_gpu(name: str) -> bool:
     return name == "cuda" or (name == "auto" and bool(visible_gpus()))
 
 
-def lock_folder() -> Path:
-    """Where the lock files lie: one folder for all users and checkouts of this machine."""
-    return Path(os.environ.get("HAM_LOCK_FOLDER") or Path(tempfile.gettempdir()) / "ham-gpu-locks")
-
-
 @contextlib.contextmanager
 def gpu_lease(device: str) -> Iterator[str | None]:
     """Hold one GPU exclusively and set `CUDA_VISIBLE_DEVICES` to it.
@@ -132,41 +126,15 @@ def _wait_for_gpu(gpus: list[str]) -> tuple[str, IO]:
     announced = False
     while True:
         for gpu in gpus:
-            handle = _try_lock(gpu)
+            handle = try_lock(_lock_name(gpu))
             if handle is not None:
                 return gpu, handle
         if not announced:
-            holders = ", ".join(f"{gpu}: {_holder(gpu)}" for gpu in gpus)
-            print(f"ham: waiting for a GPU ({holders})", file=sys.stderr, flush=True)
+            held = ", ".join(f"{gpu}: process {holder(_lock_name(gpu))}" for gpu in gpus)
+            print(f"ham: waiting for a GPU ({held})", file=sys.stderr, flush=True)
             announced = True
         time.sleep(_POLL_SECONDS)
 
 
-def _lock_path(gpu: str) -> Path:
-    return lock_folder() / f"{gpu.replace('/', '_')}.lock"
-
-
-def _try_lock(gpu: str) -> IO | None:
-    """The open, locked file of `gpu`, or None when another process holds it."""
-    folder = lock_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(PermissionError):
-        folder.chmod(0o777)
-    descriptor = os.open(_lock_path(gpu), os.O_RDWR | os.O_CREAT, 0o666)
-    handle = os.fdopen(descriptor, "r+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()}")
-    handle.flush()
-    return handle
-
-
-def _holder(gpu: str) -> str:
-    """Who wrote its name into the lock file last."""
-    with contextlib.suppress(OSError):
-        return _lock_path(gpu).read_text().strip() or "held"
-    return "held"
+def _lock_name(gpu: str) -> str:
+    return f"gpu-{gpu.replace('/', '_')}"

@@ -4,12 +4,12 @@ A fingerprint covers the given modules and every project module that they import
 through others, also inside functions. Nothing is imported: the sources are parsed. Comments,
 docstrings and layout do not count, so formatting a file reruns nothing; a changed operator does.
 A string that is exactly the name of a project module counts as an import of it, because lazy
-registries and `importlib.resources` name modules that way. Files other than Python that lie in a
-package of the closure (templates, task files, the corpus) count with their bytes.
+registries and `importlib.resources` name modules that way. Files other than Python and Markdown
+in a package of the closure (templates, task files, the corpus) count with their bytes.
 
-Modules that steer jobs without touching their numbers are left out (`NEUTRAL`), and so are
-imports under `if TYPE_CHECKING`. `ham.config` is among them: its resolved values are compared by
-themselves (`ham.workflow.stage_hash`).
+Modules that steer or record jobs without touching their numbers are left out (`NEUTRAL`), and so
+are imports under `if TYPE_CHECKING`. `ham.config` is among them: its resolved values are compared
+by themselves (`ham.workflow.stage_hash`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ NEUTRAL = frozenset(
         "ham.doctor",
         "ham.errors",
         "ham.fingerprint",
+        "ham.locks",
         "ham.plan",
+        "ham.progress",
+        "ham.report.manifest",
         "ham.workflow",
     }
 )
-_CODE_SUFFIXES = frozenset({".py", ".pyc"})
+# Code is read module by module; Markdown is for readers.
+_SKIPPED_SUFFIXES = frozenset({".py", ".pyc", ".md"})
+_MENTIONING = frozenset({ast.Import, ast.ImportFrom, ast.Constant})
+_DOCUMENTED = frozenset({ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef})
 _DOTTED = re.compile(r"ham(\.\w+)+")
 _POSITIONS = frozenset({"lineno", "col_offset", "end_lineno", "end_col_offset", "type_comment"})
 
@@ -122,7 +128,7 @@ def _data_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and path.suffix not in _CODE_SUFFIXES and not path.name.startswith(".")
+        if path.is_file() and path.suffix not in _SKIPPED_SUFFIXES and not path.name.startswith(".")
     )
 
 
@@ -139,32 +145,55 @@ def _source(name: str, path: Path) -> _Source:
 @functools.cache
 def _read(path: Path, package: str, mtime_ns: int) -> _Source:
     """Digest and references of one source file; `mtime_ns` only keys the cache."""
-    tree = ast.parse(path.read_bytes(), filename=str(path))
-    references = frozenset(name for name in _references(tree, package) if _is_project(name))
-    _strip_docstrings(tree)
     parts: list[str] = []
-    _flatten(tree, parts)
-    return _Source(hashlib.sha256("\n".join(parts).encode()).digest(), references)
+    mentions: list[ast.AST] = []
+    _flatten(ast.parse(path.read_bytes(), filename=str(path)), parts, mentions)
+    names = {name for node in mentions for name in _names(node, package) if _is_project(name)}
+    return _Source(hashlib.sha256("\n".join(parts).encode()).digest(), frozenset(names))
 
 
-def _references(tree: ast.Module, package: str) -> Iterator[str]:
-    """Every dotted name that the file imports or spells out as a string."""
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and _is_type_checking(node.test):
-            waiting.extend(node.orelse)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            origin = _absolute(node, package)
-            yield origin
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant):
-            if isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
-                yield node.value
-        else:
-            waiting.extend(ast.iter_child_nodes(node))
+def _flatten(node: object, parts: list[str], mentions: list[ast.AST]) -> None:
+    """Append a syntax tree to `parts`, and the nodes that may name project modules to `mentions`.
+
+    One pass, because it runs whenever Snakemake starts. Docstrings and positions are skipped, and
+    so are empty fields, of which Python 3.12 added some.
+    """
+    if type(node) is list:
+        parts.append("[")
+        for item in node:
+            _flatten(item, parts, mentions)
+        parts.append("]")
+    elif isinstance(node, ast.AST):
+        kind = type(node)
+        parts.append(kind.__name__)
+        if kind in _MENTIONING:
+            mentions.append(node)
+        elif kind is ast.If and _is_type_checking(node.test):
+            _flatten(node.body, parts, [])
+            _flatten(node.orelse, parts, mentions)
+            return
+        for field, value in node.__dict__.items():
+            if field in _POSITIONS or (value is None and field != "value") or value == []:
+                continue
+            parts.append(field)
+            if field == "body" and kind in _DOCUMENTED and _is_docstring(value[0]):
+                value = value[1:]
+            _flatten(value, parts, mentions)
+        parts.append(")")
+    else:
+        parts.append(repr(node))
+
+
+def _names(node: ast.Import | ast.ImportFrom | ast.Constant, package: str) -> Iterator[str]:
+    """The dotted names that an import or a string may stand for."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        origin = _absolute(node, package)
+        yield origin
+        yield from (f"{origin}.{alias.name}" for alias in node.names)
+    elif isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
+        yield node.value
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
@@ -185,32 +214,9 @@ def _is_type_checking(test: ast.expr) -> bool:
     return name == "TYPE_CHECKING"
 
 
-def _strip_docstrings(tree: ast.Module) -> None:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
-
-
-def _flatten(node: object, parts: list[str]) -> None:
-    """Append a syntax tree to `parts`; empty fields are skipped, as Python 3.12 added some."""
-    if isinstance(node, ast.AST):
-        parts.append(type(node).__name__)
-        for field, value in node.__dict__.items():
-            if field in _POSITIONS or (value is None and field != "value") or value == []:
-                continue
-            parts.append(field)
-            _flatten(value, parts)
-        parts.append(")")
-    elif type(node) is list:
-        parts.append("[")
-        for item in node:
-            _flatten(item, parts)
-        parts.append("]")
-    else:
-        parts.append(repr(node))
+def _is_docstring(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ham.config import ArmConfig, Config, load_config
 from ham.device import gpu_lease, resolve_device
 from ham.errors import ConfigError
+from ham.locks import sole_writer
 from ham.report.manifest import collect_manifest, device_name, manifest_path, write_manifest
 from ham.report.rows import RowWriter
 from ham.workflow import stage_fingerprint, stage_hash
@@ -92,7 +93,8 @@ def open_job(arguments: argparse.Namespace, stage: str) -> Iterator[Job]:
         raise ConfigError(
             f"seed {arguments.seed} is not in the configuration; known: {config.seeds}"
         )
-    with gpu_lease(config.device):
+    output = arguments.out if stage == "train" else arguments.rows
+    with sole_writer(output), gpu_lease(config.device):
         import torch
 
         device = resolve_device(config.device)

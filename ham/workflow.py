@@ -7,6 +7,7 @@ reads nothing but the configuration and the project's sources.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,9 @@ def parse_workflow_config(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def write_config(values: Mapping[str, Any], path: str, log: str) -> None:
-    """Write the resolved configuration as YAML, and its hash into the log of the rule."""
-    write_text(path, yaml.safe_dump(dict(values), sort_keys=False))
-    write_text(log, f"{path}: configuration {stable_hash(dict(values))}\n")
+def write_config(config: Config, path: str) -> None:
+    """Write the merged and validated configuration as YAML, as every job reads it."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def run_folder(config: Config) -> str:
@@ -77,15 +77,16 @@ def mixer_files(root: Path | None = None) -> dict[str, str]:
     """Module of every registered mixer by name, read from `baselines/` without importing it."""
     found = {}
     for path in sorted(((root or repository_root()) / "baselines").glob("*.py")):
-        for name in _registered_names(ast.parse(path.read_bytes(), filename=str(path))):
+        for name in _registered_names(path, path.stat().st_mtime_ns):
             found[name] = f"ham.baselines.{path.stem}"
     return found
 
 
-def _registered_names(tree: ast.Module) -> list[str]:
-    """The names given to `@register_baseline(...)` in one file."""
+@functools.cache
+def _registered_names(path: Path, mtime_ns: int) -> list[str]:
+    """The names given to `@register_baseline(...)` in one file; `mtime_ns` keys the cache."""
     names = []
-    for node in tree.body:
+    for node in ast.parse(path.read_bytes(), filename=str(path)).body:
         for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else []:
             if isinstance(decorator, ast.Call) and decorator.args:
                 function, argument = decorator.func, decorator.args[0]

@@ -106,6 +106,14 @@ def test_files_that_are_not_a_map(tmp_path: Path, text: str, error: type[Excepti
         load_config(path)
 
 
+def test_files_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "c.yaml")
+
+
 def test_missing_file():
     with pytest.raises(MissingDataError, match=r"absent\.yaml"):
         load_config("absent.yaml")

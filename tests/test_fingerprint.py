@@ -3,7 +3,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -165,16 +164,11 @@ def test_editing_a_baseline_touches_its_own_arm_only(project: Path):
 
 
 def test_all_stages_take_less_than_a_third_of_a_second():
+    # Processor time of a fresh process: other jobs of the machine do not count.
     code = (
-        "import time; from ham.workflow import stage_fingerprint, STAGES; t = time.perf_counter();"
+        "import time; from ham.workflow import stage_fingerprint, STAGES; t = time.process_time();"
         "[stage_fingerprint(s, 'ham' if s in ('train', 'evaluate', 'measure') else None)"
-        " for s in STAGES]; print(time.perf_counter() - t)"
+        " for s in STAGES]; print(time.process_time() - t)"
     )
-    seconds = []
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        seconds.append(float(done.stdout))
-        if seconds[-1] < 0.3:
-            break
-        time.sleep(0.5)
-    assert min(seconds) < 0.3
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert float(done.stdout) < 0.3

@@ -8,10 +8,11 @@ only inside their handlers, so that `ham --help` stays quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
-import importlib.util
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ham
 from ham.errors import HamError
@@ -22,6 +23,7 @@ COMMANDS = (
     "evaluate",
     "measure",
     "report",
+    "publish",
     "plan",
     "doctor",
     "config",
@@ -36,6 +38,7 @@ COMMANDS = (
 
 USER_ERROR = 2
 INTERRUPTED = 130
+READER_GONE = 141
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,9 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ham-bench {ham.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = f"ham.cli.{name}"
-        if importlib.util.find_spec(module) is not None:
-            importlib.import_module(module).register(subparsers)
+        importlib.import_module(f"ham.cli.{name}").register(subparsers)
     return parser
 
 
@@ -62,13 +63,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parsed = _parse(build_parser(), arguments)
     try:
-        return parsed.handler(parsed) or 0
+        with disk_full_is_a_user_error():
+            status = parsed.handler(parsed) or 0
+            sys.stdout.flush()
+        return status
     except HamError as error:
         print(f"ham: error: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:
+        # The reader went away (`ham plan ... | head`); what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except KeyboardInterrupt:
         print("ham: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def disk_full_is_a_user_error() -> Iterator[None]:
+    """Writers that do not go through `ham.files`, such as libraries, fill disks too."""
+    from ham.files import raise_if_disk_full
+
+    try:
+        yield
+    except OSError as error:
+        raise_if_disk_full(error, error.filename or "a file")
+        raise
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:

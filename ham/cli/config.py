@@ -47,5 +47,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides).check_registry()
     jobs = len(config.arms) * len(config.seeds)
-    print(f"{config.name}: valid; {len(config.arms)} arms × {len(config.seeds)} seeds = {jobs} jobs")
+    print(
+        f"{config.name}: valid; {len(config.arms)} arms × {len(config.seeds)} seeds = {jobs} jobs"
+    )
     return 0

@@ -23,9 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ham.device import gpu_lease, resolve_device
     from ham.errors import ConfigError
-    from ham.evaluate.scoring import precision_context
     from ham.model.checkpoint import load_model
     from ham.model.generation import generate
+    from ham.model.precision import precision_context
     from ham.train.tokenizer import load_tokenizer
 
     with gpu_lease(arguments.device):

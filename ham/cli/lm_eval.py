@@ -53,16 +53,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def complete_arguments(given: list[str], folder: str) -> list[str]:
-    """The arguments for lm-eval: sub-command, `--model ham` and `--include_path` when missing."""
+    """The arguments for lm-eval: sub-command, and model, device, include path when missing.
+
+    lm-eval's own default device is `cuda:0`, on machines without one too.
+    """
     if not given or given[0] in ("-h", "--help"):
         return given
     command, rest = (given[0], given[1:]) if given[0] in COMMANDS else ("run", list(given))
     if command == "run" and not _has(rest, "--model", "-M"):
         rest += ["--model", "ham"]
-    if not _has(rest, "--include_path", "--include_path"):
+    if command == "run" and {"ham", "--model=ham"} & set(rest) and not _has(rest, "--device"):
+        rest += ["--device", "auto"]
+    if not _has(rest, "--include_path"):
         rest += ["--include_path", folder]
     return [command, *rest]
 
 
-def _has(arguments: list[str], long: str, short: str) -> bool:
-    return any(item in (long, short) or item.startswith(f"{long}=") for item in arguments)
+def _has(arguments: list[str], *names: str) -> bool:
+    return any(item.partition("=")[0] in names for item in arguments)

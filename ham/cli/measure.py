@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 
@@ -19,6 +20,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and write rows with their manifest."""
+    # The profiler that counts memory on a CPU otherwise prints a line at every start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
     import numpy as np
     import torch
 
@@ -36,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError("the configuration has no `measure` section; nothing to measure")
         model = load_model(arguments.checkpoint, job.device)
         shard = TokenShard.open(arguments.data / "test.tokens")
-        tokens_T = torch.from_numpy(np.asarray(shard.tokens[: model.config.max_positions]))
+        tokens_T = torch.from_numpy(np.array(shard.tokens[: model.config.max_positions]))
         writer = job.writer(model)
         name = device_name(job.device.type, job.manifest["gpus"])
         measurement = Measurement(

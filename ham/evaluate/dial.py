@@ -69,13 +69,13 @@ def measure_fraction(
 ) -> Fields:
     """The row of one target; `kv_fraction` is what was realised on the test split."""
     routing = RoutingCount()
+    # All or nothing needs no scores: the threshold is infinite then.
+    needed = batches if 0 < fraction < 1 else batches[:1]
     with thresholds_restored(subject.model):
-        calibrate(subject.model, batches, fraction)
+        calibrate(subject.model, needed, fraction)
         scores = subject.score([segment.tokens for segment in segments], routing)
     bits = np.array([score.nats.sum() for score in scores]) / math.log(2)
-    sizes = np.array(
-        [subject.tokenizer.count_bytes(segment.tokens[1:].tolist()) for segment in segments]
-    )
+    sizes = np.array([subject.tokenizer.count_bytes(segment.tokens[1:]) for segment in segments])
     documents = np.array([segment.document for segment in segments])
     return {
         **coordinates(fraction),

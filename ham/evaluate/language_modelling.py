@@ -93,7 +93,7 @@ def measure_context(
     windows = [(segment, window) for segment in segments for window in segment.windows(context)]
     scores = subject.score([window for _, window in windows], routing)
     bits = np.array([score.nats.sum() for score in scores]) / math.log(2)
-    sizes = np.array([subject.tokenizer.count_bytes(window[1:].tolist()) for _, window in windows])
+    sizes = np.array([subject.tokenizer.count_bytes(window[1:]) for _, window in windows])
     documents = np.array([segment.document for segment, _ in windows])
     common: Fields = {
         "experiment": EXPERIMENT,
@@ -175,8 +175,6 @@ def _unigram_row(subject: Subject, segments: Sequence[Segment], coordinates: Fie
         subject.shard("train").tokens, subject.tokenizer.vocabulary_size
     )
     bits = np.array([-logs[segment.tokens[1:]].sum() for segment in segments]) / math.log(2)
-    sizes = np.array(
-        [subject.tokenizer.count_bytes(segment.tokens[1:].tolist()) for segment in segments]
-    )
+    sizes = np.array([subject.tokenizer.count_bytes(segment.tokens[1:]) for segment in segments])
     documents = np.array([segment.document for segment in segments])
     return {**coordinates, **ratio_fields(bits, sizes, documents)}

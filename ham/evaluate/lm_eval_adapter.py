@@ -19,10 +19,10 @@ from ham.evaluate.scoring import (
     OnBatch,
     RoutingCount,
     overflows,
-    precision_context,
     score_continuations,
 )
 from ham.model.generation import generate
+from ham.model.precision import precision_context
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -99,6 +99,23 @@ class HamLM(TemplateLM):
             )
         self.records: dict[str, TaskRecord] = {}
         self._record = TaskRecord()
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> HamLM:
+        """From lm-eval's command line; `--model_args` counts before `--device` and its like."""
+        others = {key: value for key, value in (additional_config or {}).items() if value}
+        return cls(**{**others, **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> HamLM:
+        """The same from one `key=value,key=value` string."""
+        return cls.create_from_arg_obj(
+            utils.simple_parse_args_string(arg_string), additional_config
+        )
 
     @property
     def eot_token_id(self) -> int:

@@ -24,6 +24,7 @@ from ham.report.statistics import wilson_interval
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
+    from ham.config import LmEvalConfig
     from ham.evaluate.lm_eval_adapter import HamLM
 
 EXPERIMENT = "lm_eval"
@@ -67,7 +68,7 @@ def require_data(tasks: Sequence[str]) -> Path | None:
     return folder
 
 
-def _measure(subject: Subject, settings: Any) -> list[Fields]:
+def _measure(subject: Subject, settings: LmEvalConfig) -> list[Fields]:
     go_offline()
     from ham.evaluate.lm_eval_adapter import HamLM
 

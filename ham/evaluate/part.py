@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ham.config import Config
+from ham.errors import ConfigError
 from ham.evaluate.scoring import BATCH_TOKENS, OnBatch, RoutingCount, RowScore, score_rows
 
 if TYPE_CHECKING:
@@ -75,16 +76,25 @@ class Subject:
         Raises:
             MissingDataError: If it was not prepared.
             CorruptFileError: If it is truncated or changed.
+            ConfigError: If it was made with another tokenizer than the model's.
         """
         from ham.train.shards import TokenShard
 
-        return TokenShard.open(self.data / f"{split}.tokens")
+        shard = TokenShard.open(self.data / f"{split}.tokens", verify=split != "train")
+        made = (shard.tokenizer_name, shard.vocabulary_size)
+        if made != (self.tokenizer.name, self.tokenizer.vocabulary_size):
+            raise ConfigError(
+                f"{self.data / split}.tokens was made with tokenizer {made[0]!r} ({made[1]} "
+                f"tokens); the model has {self.tokenizer.name!r} "
+                f"({self.tokenizer.vocabulary_size} tokens)"
+            )
+        return shard
 
     def score(
         self, rows: Sequence[Sequence[int]], routing: RoutingCount, keep_routed: bool = False
     ) -> list[RowScore]:
         """`score_rows` with batches that suit the device: a CPU's cache or a GPU's memory."""
-        batch_tokens = BATCH_TOKENS if self.model.device.type == "cpu" else 32 * BATCH_TOKENS
+        batch_tokens = BATCH_TOKENS if self.model.device.type == "cpu" else 64 * BATCH_TOKENS
         return score_rows(self.model, rows, batch_tokens, routing, keep_routed, self.on_batch)
 
     def kv_fraction(self, routing: RoutingCount, context: int) -> float | None:

@@ -6,21 +6,39 @@ would give every token of its answer, with the true answers of earlier queries i
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from ham.errors import ConfigError
 from ham.evaluate.part import EVALUATION_SEED, Cell, Fields, Subject
 from ham.evaluate.scoring import RoutingCount
 from ham.report.statistics import wilson_interval
+
+if TYPE_CHECKING:
+    from ham.train.recall_documents import RecallDocument
 
 EXPERIMENT = "recall"
 TASK = "pairs"
 
 
 def cells(subject: Subject) -> list[Cell]:
-    """One cell per number of pairs."""
+    """One cell per number of pairs.
+
+    Raises:
+        ConfigError: If that many pairs do not fit into the model's position range.
+    """
     settings = subject.config.evaluate.recall
     if settings is None:
         return []
+    limit = subject.model.config.max_positions
+    for pairs in settings.pairs:
+        (document,) = recall_documents(subject, pairs, 1)
+        if len(document.tokens) > limit + 1:
+            raise ConfigError(
+                f"evaluate.recall.pairs holds {pairs}, which takes {len(document.tokens)} tokens; "
+                f"the model's max_positions is {limit}"
+            )
 
     def cell(pairs: int) -> Cell:
         return Cell(
@@ -43,16 +61,21 @@ def coordinates(pairs: int) -> Fields:
     }
 
 
-def measure_pairs(subject: Subject, pairs: int, samples: int) -> Fields:
-    """The row of one number of pairs; n counts queries, one per pair and document."""
+def recall_documents(subject: Subject, pairs: int, samples: int) -> list[RecallDocument]:
+    """The same documents for every model; every key is asked for once."""
     from ham.train.recall_documents import pairs_document
 
-    documents = [
+    return [
         pairs_document(
             np.random.default_rng((EVALUATION_SEED, pairs, sample)), subject.tokenizer, pairs, pairs
         )
         for sample in range(samples)
     ]
+
+
+def measure_pairs(subject: Subject, pairs: int, samples: int) -> Fields:
+    """The row of one number of pairs; n counts queries, one per pair and document."""
+    documents = recall_documents(subject, pairs, samples)
     routing = RoutingCount()
     rows = [document.tokens for document in documents]
     scores = subject.score(rows, routing)

@@ -14,8 +14,8 @@ from ham.config import Config
 from ham.errors import ConfigError, HamError
 from ham.evaluate import dial, language_modelling, lm_eval_run, needle, recall
 from ham.evaluate.part import Cell, Subject
-from ham.evaluate.scoring import precision_context
 from ham.model.checkpoint import load_model
+from ham.model.precision import precision_context
 from ham.progress import ProgressReporter
 from ham.report.rows import RowWriter
 from ham.train.tokenizer import load_tokenizer

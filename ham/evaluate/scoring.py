@@ -7,7 +7,6 @@ and is left out of every statistic. A test compares rows scored alone with rows 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from ham.model.decoder import DecoderLM, DecoderOutput
 
 PADDING = 0
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
+"""Tokens per forward pass on a CPU, where larger batches only leave its caches (measured)."""
+
 _LONGEST_TO_SHORTEST = 1.25
 _LOGITS_AT_ONCE = 1 << 26
 
@@ -139,8 +140,8 @@ def score_continuations(
     Args:
         model: The model.
         pairs: `(context_ids, continuation_ids)`; neither is empty.
-        batch_size: Rows of `max_length` tokens per forward pass; shorter rows are packed into
-            as many tokens.
+        batch_size: Rows of `max_length` tokens per forward pass, at most; shorter rows are packed
+            into as many tokens, and a CPU takes `BATCH_TOKENS`.
         max_length: Longest input; the training context when None. Of a longer pair the last
             `max_length + 1` tokens are kept (`overflows` tells which).
         routing: Counts routed tokens here.
@@ -151,21 +152,15 @@ def score_continuations(
     """
     length = max_length or model.config.context
     rows = [[*context, *continuation][-(length + 1) :] for context, continuation in pairs]
-    scores = score_rows(model, rows, batch_size * length, routing, on_batch=on_batch)
+    batch_tokens = batch_size * length
+    if model.device.type == "cpu":
+        batch_tokens = min(batch_tokens, BATCH_TOKENS)
+    scores = score_rows(model, rows, batch_tokens, routing, on_batch=on_batch)
     results = []
     for row, score, (_, continuation) in zip(rows, scores, pairs, strict=True):
         scored = min(len(continuation), len(row) - 1)
         results.append(score.span(len(row) - scored, len(row)))
     return results
-
-
-def precision_context(
-    device: torch.device, precision: str = "auto"
-) -> contextlib.AbstractContextManager:
-    """The arithmetic that the models were trained with; `precision` as in `train.precision`."""
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def overflows(context: Sequence[int], continuation: Sequence[int], max_length: int) -> bool:

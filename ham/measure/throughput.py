@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ham.config import MeasureConfig, TrainConfig
@@ -20,8 +19,9 @@ from ham.errors import HamError, MissingDataError
 from ham.measure.device import model_flops_utilisation
 from ham.measure.timing import peak_extra_bytes, time_calls
 from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.precision import cache_dtype, precision_context
 from ham.report.rows import RowWriter
-from ham.train.optimiser import make_optimiser
+from ham.train.optimiser import make_optimiser, set_learning_rate
 
 GROWTH_STEP_TOKENS = 64
 
@@ -43,7 +43,14 @@ class Measurement:
     device_name: str
 
     def run(self, report: Callable[[str], None]) -> None:
-        """Measure every context; a cell that fails becomes a row with its error."""
+        """Measure every context in the arithmetic of the training run.
+
+        A cell that fails becomes a row with its error.
+        """
+        with precision_context(self.model.device, self.training.precision):
+            self._run_cells(report)
+
+    def _run_cells(self, report: Callable[[str], None]) -> None:
         for context in self.settings.contexts:
             for part in (self._prefill, self._decode, self._training_step):
                 report(f"{part.__name__.strip('_')} {context}")
@@ -106,13 +113,14 @@ class Measurement:
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         optimiser = make_optimiser(self.model, self.training)
+        # The same work without moving the weights: a router keeps routing what it was trained to.
+        set_learning_rate(optimiser, 0.0)
         fractions: list[float] = []
         self.model.train()
 
         def step() -> None:
-            output = self.model(inputs_BT)
-            logits_BTV = output.logits_BTV.flatten(0, 1).float()
-            F.cross_entropy(logits_BTV, targets_BT.flatten()).backward()
+            loss, output = self.model.loss(inputs_BT, targets_BT)
+            loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             fractions[:] = output.kv_fraction_per_layer()
@@ -168,7 +176,7 @@ class Measurement:
         for kind, count in sorted(held.items()):
             self.writer.add("memory", f"{kind}_bytes", count / batch, task="decode", **where)
         total = sum(held.values())
-        element_size = self.model.embedding.weight.element_size()
+        element_size = cache_dtype(self.model.embedding.weight).itemsize
         declared = self.model.state_bytes(state.position, fractions or 1.0, element_size)
         add = self.writer.add
         add("memory", "cache_bytes_allocated", total / batch, task="decode", **where)

@@ -20,12 +20,14 @@ from ham.errors import ConfigError
 from ham.measure.cost import linear_flops
 from ham.model.blocks import RMSNorm, SwiGLU
 from ham.model.mixer import MixerAux, MixerShape, MixerState, SequenceMixer, StateBytes
+from ham.model.precision import cache_dtype
 from ham.model.registry import mixer_class, parse_options
 
 EMBEDDING_MULTIPLE = 64
 """The vocabulary is padded to this many rows, so that matrix units see aligned sizes."""
 
-INITIAL_STD = 0.02
+INITIAL_STD_TIMES_ROOT_WIDTH = 0.55
+"""GPT-2's 0.02 at its width of 768, carried to other widths as 1 / sqrt(width)."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +195,8 @@ class DecoderLM(nn.Module):
         return loss, output
 
     def init_state(self, batch_size: int, dtype: torch.dtype | None = None) -> DecoderState:
-        """Empty decoding memories; KV in `dtype`, by default that of the weights."""
-        dtype = dtype or self.embedding.weight.dtype
+        """Empty decoding memories; KV in `dtype`, by default that of autocast or the weights."""
+        dtype = dtype or cache_dtype(self.embedding.weight)
         return DecoderState(
             [block.mixer.init_state(batch_size, self.device, dtype) for block in self.blocks]
         )
@@ -276,11 +278,12 @@ class DecoderLM(nn.Module):
             )
 
     def _initialise(self) -> None:
-        """Normal(0, 0.02) matrices; those that write to the residual stream shrunk by sqrt(2 L)."""
-        residual_std = INITIAL_STD / math.sqrt(2 * self.config.layers)
+        """Normal matrices; those that write to the residual stream shrunk by sqrt(2 L) (GPT-2)."""
+        std = INITIAL_STD_TIMES_ROOT_WIDTH / math.sqrt(self.config.width)
+        residual_std = std / math.sqrt(2 * self.config.layers)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 writes = name.endswith((".out", ".down"))
-                nn.init.normal_(module.weight, std=residual_std if writes else INITIAL_STD)
+                nn.init.normal_(module.weight, std=residual_std if writes else std)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=INITIAL_STD)
+                nn.init.normal_(module.weight, std=std)

@@ -8,9 +8,10 @@ printed as 1. A cell whose rows all failed keeps the reasons; a cell without row
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ham.report.palette import order_models
@@ -49,6 +50,11 @@ class Cell:
         return None if self.estimate is None else self.estimate.value
 
     @property
+    def observations(self) -> int:
+        """Documents, needles or repetitions behind the cell, over all seeds."""
+        return sum(row.n for row in self.rows if row.value is not None)
+
+    @property
     def status(self) -> Status:
         """`ok`, `partial` (some seeds failed), `failed` or `not run`."""
         if self.estimate is None:
@@ -71,11 +77,12 @@ class Results:
     """All rows of a report, indexed for questions.
 
     Args:
-        rows: Result rows in any order; for repeated coordinates the last row counts.
+        rows: Result rows in any order; for repeated coordinates the last row counts. A value that
+            is not finite (a run that diverged) is a failure.
     """
 
     def __init__(self, rows: Iterable[Row]):
-        self.rows = list(rows)
+        self.rows = [_finite(row) for row in rows]
         self.models = order_models({row.model for row in self.rows})
         self._index: dict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in self.rows:
@@ -207,6 +214,17 @@ def summarise_pooled(rows: Sequence[Row]) -> Cell:
     return Cell(estimate, errors, tuple(rows), by_seed)
 
 
+def kv_fraction_cell(rows: Sequence[Row]) -> Cell | None:
+    """The realised KV fraction that rows carry beside their value; None where there is none."""
+    carried = [row for row in rows if row.value is not None and row.kv_fraction is not None]
+    if not carried:
+        return None if any(row.value is not None for row in rows) else summarise(rows)
+    plain = {"low": None, "high": None, "interval": None}
+    return summarise(
+        [row.model_copy(update={"value": row.kv_fraction, **plain}) for row in carried]
+    )
+
+
 def difference(cell: Cell, reference: Cell) -> Cell:
     """`cell - reference`, paired by seed; failed or not run when either side is."""
     ours, theirs = dict(cell.by_seed), dict(reference.by_seed)
@@ -230,10 +248,37 @@ def or_failure(cell: Cell, *related: Cell) -> Cell:
     return next((other for other in related if other.status == "failed"), cell)
 
 
+def with_spread_of_time(rate: Cell, time: Cell) -> Cell:
+    """A rate of one run with the interval of its time.
+
+    Percentiles survive a monotone map: where rate = c / time, the interval of the rate is
+    c / high to c / low.
+    """
+    ours, theirs = rate.estimate, time.estimate
+    if ours is None or theirs is None or ours.low is not None or theirs.low is None:
+        return rate
+    if ours.n != 1 or theirs.n != 1 or theirs.low <= 0 or theirs.high is None:
+        return rate
+    scale = ours.value * theirs.value
+    spread = replace(
+        ours, low=scale / theirs.high, high=scale / theirs.low, interval=theirs.interval
+    )
+    return replace(rate, estimate=spread)
+
+
 def most_common(values: Iterable[Any]) -> Any:
     """The most frequent value, the last in sorted order among equals; None without values."""
     counts = Counter(values)
     return max(counts, key=lambda value: (counts[value], str(value))) if counts else None
+
+
+def _finite(row: Row) -> Row:
+    if row.value is None or math.isfinite(row.value):
+        return row
+    error = f"not finite: {row.metric} is {row.value}"
+    return row.model_copy(
+        update={"value": None, "low": None, "high": None, "interval": None, "error": error}
+    )
 
 
 def _weighted_mean(rows: Sequence[Row]) -> float:

@@ -3,56 +3,70 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from ham.report.aggregate import Cell
 
 NOT_APPLICABLE = "–"
 MAX_REASON = 60
 
-Formatter = Callable[[float], str]
+
+class Formatter(Protocol):
+    """Writes a number; `like` is the number whose unit and decimals it shall share."""
+
+    def __call__(self, value: float, like: float | None = None) -> str:
+        """The number as text."""
 
 
-def bits(value: float) -> str:
+def bits(value: float, like: float | None = None) -> str:
     """Bits per byte, nats and other losses: three decimals."""
-    return f"{value:.3f}".replace("-", "−")
+    return _minus(f"{value:.3f}")
 
 
-def signed_bits(value: float) -> str:
+def signed_bits(value: float, like: float | None = None) -> str:
     """A difference of losses, with its sign."""
-    return f"{value:+.3f}".replace("-", "−")
+    return _minus(f"{value:+.3f}")
 
 
-def share(value: float) -> str:
+def share(value: float, like: float | None = None) -> str:
     """A share in 0..1 as a percentage."""
-    return f"{value * 100:.1f} %".replace("-", "−")
+    return _minus(f"{value * 100:.1f} %")
 
 
-def significant(value: float) -> str:
+def significant(value: float, like: float | None = None) -> str:
     """Three significant digits without an exponent."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}".replace("-", "−")
+    pattern = value if like is None else like
+    if pattern == 0 or not math.isfinite(value) or not math.isfinite(pattern):
+        return _minus(f"{value:g}")
+    digits = max(0, 2 - math.floor(math.log10(abs(pattern))))
+    return _minus(f"{value:,.{digits}f}")
 
 
-def count(value: float) -> str:
+def count(value: float, like: float | None = None) -> str:
     """A whole number with thousands separated."""
-    return f"{round(value):,}".replace("-", "−")
+    return _minus(f"{round(value):,}")
 
 
-def parameters(value: float) -> str:
+def parameters(value: float, like: float | None = None) -> str:
     """A number of parameters: 644,352 as `0.644 M`."""
-    return f"{value / 1e6:.3f} M" if value < 1e8 else f"{value / 1e9:.3f} B"
+    pattern = value if like is None else like
+    return f"{value / 1e6:.3f} M" if pattern < 1e9 else f"{value / 1e9:.3f} B"
 
 
-def byte_size(value: float) -> str:
+def byte_size(value: float, like: float | None = None) -> str:
     """Bytes with binary units and three significant digits."""
+    pattern = value if like is None else like
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024 or unit == "GiB":
+        if abs(pattern) < 1024 or unit == "GiB":
             break
-        value /= 1024
-    return f"{value:.0f} B" if unit == "B" else f"{significant(value)} {unit}"
+        value, pattern = value / 1024, pattern / 1024
+    return f"{value:.0f} B" if unit == "B" else f"{significant(value, pattern)} {unit}"
+
+
+def plain(value: float, like: float | None = None) -> str:
+    """A number as Python writes it."""
+    return f"{value:g}"
 
 
 def short_rate(value: float) -> str:
@@ -72,6 +86,20 @@ def short_bytes(value: float) -> str:
     raise AssertionError("unreachable")
 
 
+def token_labels(values: Iterable[float]) -> Callable[[float], str]:
+    """How an axis writes lengths: plain, or in units of 1,024 where they are long."""
+    known = list(values)
+    binary = all(value < 1024 or value % 1024 == 0 for value in known)
+    if binary and max(known, default=0.0) >= 8192:
+        return lambda value: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
+    return lambda value: f"{value:,.0f}"
+
+
+def token_unit(values: Iterable[float]) -> str:
+    """The unit that belongs to `token_labels`."""
+    return "tokens, k = 1,024" if token_labels(values)(1024.0) == "1k" else "tokens"
+
+
 def reason(error: str, limit: int = MAX_REASON) -> str:
     """The first line of an error, shortened."""
     first = error.strip().splitlines()[0] if error.strip() else "unknown"
@@ -84,8 +112,9 @@ def spread(cell: Cell, write: Formatter) -> str:
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     if estimate.n > 1:
-        return f"± {write(estimate.half_width or 0.0).lstrip('+')}"
-    return f"[{write(estimate.low)}, {write(estimate.high)}]"
+        return f"± {write(estimate.half_width or 0.0, like=estimate.value).lstrip('+')}"
+    ends = (write(end, like=estimate.value) for end in (estimate.low, estimate.high))
+    return f"[{', '.join(end.removesuffix(' %') for end in ends)}]"
 
 
 def sample_size(cell: Cell) -> str:
@@ -111,3 +140,8 @@ def join_words(words: list[str]) -> str:
     if len(words) <= 1:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _minus(text: str) -> str:
+    """With a true minus sign."""
+    return text.replace("-", "−")

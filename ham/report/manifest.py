@@ -223,7 +223,8 @@ def portable_command(command: Sequence[str]) -> list[str]:
     here = f"{Path.cwd()}{os.sep}"
     parts = [part.replace(here, "") for part in command]
     if parts:
-        parts[0] = Path(parts[0]).name
+        name = Path(parts[0]).name
+        parts[0] = "ham" if name == "__main__.py" else name
     return parts
 
 

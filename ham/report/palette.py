@@ -69,6 +69,14 @@ def shades(color: str, count: int) -> list[str]:
     return mixed
 
 
+def on_dark(color: str) -> str:
+    """The same hue for a dark page: lighter where it would be too dark to read."""
+    channels = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    brightness = 0.299 * channels[0] + 0.587 * channels[1] + 0.114 * channels[2]
+    part = max(0.0, min(0.2, (120 - brightness) / 100))
+    return "#" + "".join(f"{round(c + (255 - c) * part):02x}" for c in channels)
+
+
 def _free_slot(name: str, taken: set[int]) -> int:
     start = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
     slots = len(EXTRA_COLORS) * len(EXTRA_MARKERS)

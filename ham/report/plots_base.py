@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from matplotlib.transforms import blended_transform_factory
 
 from ham.report.aggregate import Point, Results
-from ham.report.formats import short_bytes, short_rate
+from ham.report.formats import join_words, short_bytes, short_rate, token_labels
 from ham.report.palette import GRID, INK, MUTED, PAPER, Style, model_styles
 
 WIDTH_INCHES = 7.6
@@ -126,6 +126,7 @@ def new_figure(
     row_gap: float = 0.75,
     sharey: bool = False,
     footer: str = "",
+    titled: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a title block, panels and a footer, all placed in inches.
 
@@ -142,8 +143,9 @@ def new_figure(
         row_gap: Vertical space between panels.
         sharey: Whether the panels of a row share their vertical axis.
         footer: Small print below.
+        titled: Whether panels have titles of their own.
     """
-    top = 0.66 + 0.24 * legend + (0.22 if columns * rows > 1 else 0.0)
+    top = 0.66 + 0.24 * legend + (0.22 if titled else 0.0)
     bottom = 0.58 + (0.22 if footer else 0.0)
     height = top + bottom + rows * panel_height + (rows - 1) * row_gap
     figure = Figure(figsize=(WIDTH_INCHES, height))
@@ -169,6 +171,11 @@ def new_figure(
 def end_series(axes: Axes, xs: Sequence[float], ys: Sequence[float], style: Style) -> None:
     """Draw a long line with few markers."""
     axes.plot(xs, ys, markevery=max(1, len(xs) // 8), **line_style(style, size=5.0))
+
+
+def label_margin(names: Iterable[str]) -> float:
+    """Inches that names in bold small type need beside a panel, within reason."""
+    return min(2.8, max(1.0, 0.35 + 0.082 * max((len(name) for name in names), default=0)))
 
 
 def save_png(figure: Figure) -> bytes:
@@ -224,23 +231,45 @@ def draw_points(
     return max((x, y) for x, y in zip(xs, ys, strict=True) if not math.isnan(y))
 
 
-def mark_failures(axes: Axes, points: Sequence[Point], style: Style, slot: int = 0) -> list[float]:
-    """Put an × in the model's colour at the foot of the panel for each failed cell."""
-    failed = [point.x for point in points if point.cell.status == "failed"]
-    if failed:
+def mark_failures(axes: Axes, lines: Mapping[str, Sequence[Point]], look: Look) -> None:
+    """Put an × in the model's colour at the foot of the panel for each failed cell.
+
+    Each model with failures has its own height; long rows of them are thinned.
+    """
+    across = blended_transform_factory(axes.transData, axes.transAxes)
+    slot = 0
+    for model, points in lines.items():
+        failed = [point.x for point in points if point.cell.status == "failed"]
+        if not failed:
+            continue
+        shown = failed[:: math.ceil(len(failed) / 12)]
         axes.plot(
-            failed,
-            [0.045 + 0.06 * slot] * len(failed),
-            transform=blended_transform_factory(axes.transData, axes.transAxes),
+            shown,
+            [0.045 + 0.06 * slot] * len(shown),
+            transform=across,
             linestyle="none",
             marker="x",
             markersize=7,
             markeredgewidth=2.2,
-            color=style.color,
+            color=look.styles[model].color,
             clip_on=False,
             zorder=5,
         )
-    return failed
+        slot += 1
+
+
+def failed_words(lines: Mapping[str, Sequence[Point]]) -> str:
+    """Small print that names the models with failed cells; empty without any."""
+    failed = [m for m, points in lines.items() if any(p.cell.status == "failed" for p in points)]
+    return f"×: failed ({join_words(failed)})" if failed else ""
+
+
+def model_title(axes: Axes, model: str, look: Look) -> None:
+    """The model's name above its panel, in its colour, small enough to fit."""
+    width = axes.get_position().width * axes.get_figure().get_figwidth()
+    size = max(6.0, min(9.5, 9.5 * width / (0.092 * len(model) + 0.1)))
+    color = look.styles[model].color
+    axes.set_title(model, color=color, fontweight="bold", fontsize=size)
 
 
 def model_legend(figure: Figure, look: Look, models: Sequence[str], failed: bool = False) -> None:
@@ -364,10 +393,14 @@ def spread_out(positions: Sequence[float], minimum: float) -> list[float]:
 def log_x_ticks(axes: Axes, values: Sequence[float]) -> None:
     """A base-2 axis that names the measured values themselves, thinned where they are many."""
     axes.set_xscale("log", base=2)
-    step = math.ceil(len(values) / 8)
+    write = token_labels(values)
+    width = axes.get_position().width * axes.get_figure().get_figwidth()
+    # A digit is about 0.065 in wide at this size; a label and its gap must fit.
+    fitting = width / (0.065 * max(len(write(value)) for value in values) + 0.09)
+    step = math.ceil(len(values) / max(1, math.floor(fitting)))
     shown = sorted(values)[::-1][::step][::-1]
     axes.xaxis.set_major_locator(FixedLocator(shown))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     if len(values) > 1:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from ham.report.aggregate import Cell, Point, Results, most_common, or_failure
-from ham.report.formats import byte_size, join_words, short_bytes, significant
+from ham.report.aggregate import Cell, Point, Results, most_common, or_failure, with_spread_of_time
+from ham.report.formats import byte_size, join_words, short_bytes, significant, token_unit
 from ham.report.plots_base import (
     Drawing,
     Look,
     draw_points,
     end_series,
+    failed_words,
     footer_text,
     label_line_ends,
+    label_margin,
     legend_lines,
     log_x_ticks,
     log_y_bytes,
@@ -30,7 +32,7 @@ from ham.report.rows import Row
 SPEED_TASKS = {"prefill": "prefill_ms", "decode": "decode_ms", "train": "training_step_ms"}
 SPEED_TITLES = {"prefill": "prefill", "decode": "decode", "train": "training step"}
 MEMORY_PANELS = (
-    ("cache_bytes_allocated", None, "decoding cache, allocated"),
+    ("cache_bytes_allocated", None, "decoding cache"),
     ("peak_memory_bytes", "prefill", "peak, prefill"),
     ("peak_memory_bytes", "train", "peak, training step"),
 )
@@ -76,7 +78,7 @@ def speed_points(results: Results, model: str, task: str) -> list[Point]:
         where = {"model": model, "task": task, "x": x, "keep": keep}
         rate = results.cell("throughput", "tokens_per_second", **where)
         time = results.cell("throughput", SPEED_TASKS[task], **where)
-        points.append(Point(x, or_failure(rate, time)))
+        points.append(Point(x, with_spread_of_time(or_failure(rate, time), time)))
     return points
 
 
@@ -138,7 +140,7 @@ def memory(results: Results, look: Look) -> Drawing | None:
     axes_list[0].set_ylabel("bytes")
     title, lines = next(iter(panels.items()))
     model, x, value = _best_at_longest(lines, min)
-    note = f"{title}: smallest at {x:,.0f} tokens is {model} ({byte_size(value)})"
+    note = f"Smallest {title} at {x:,.0f} tokens: {model} ({byte_size(value)})"
     return Drawing(
         figure,
         "Bytes counted on the real tensors: keys and values, positions, page tables, recurrent "
@@ -177,18 +179,21 @@ def kv_growth(results: Results, look: Look) -> Drawing | None:
         "Growth of the KV cache over one document",
         "bytes of keys and values held after reading so many tokens",
         left=0.95,
-        right=1.65,
-        footer=footer_text(results, look, "models without a KV cache stay at 0 or are absent"),
+        right=label_margin(lines),
+        footer=footer_text(
+            results, look, "models without a KV cache stay at 0", failed_words(lines)
+        ),
     )
     ends = {}
-    for slot, (model, points) in enumerate(lines.items()):
-        style = look.styles[model]
-        mark_failures(axes, points, style, slot)
+    for model, points in lines.items():
         good = [p for p in points if p.cell.value is not None]
         if good:
-            end_series(axes, [p.x for p in good], [p.cell.value or 0.0 for p in good], style)
+            end_series(
+                axes, [p.x for p in good], [p.cell.value or 0.0 for p in good], look.styles[model]
+            )
             ends[model] = (good[-1].x, good[-1].cell.value or 0.0)
     _linear_bytes(axes)
+    mark_failures(axes, lines, look)
     axes.set_xlabel("tokens read")
     axes.set_ylabel("bytes of keys and values")
     axes.margins(x=0.01)
@@ -197,7 +202,8 @@ def kv_growth(results: Results, look: Look) -> Drawing | None:
     return Drawing(
         figure,
         "Bytes of keys and values while one test document is read token by token.",
-        f"A steep piece is text that the recurrent memory did not predict. At the end: {words}.",
+        "Where a model routes, a steep piece is text that its recurrent memory did not predict. "
+        f"At the end: {words}.",
         f"Line chart of KV bytes against tokens read. At the end: {words}.",
     )
 
@@ -232,6 +238,7 @@ def _panels(
         left=0.85,
         gap=0.72,
         legend=legend_lines(labels),
+        titled=True,
         footer=footer_text(results, look, foot),
     )
     model_legend(figure, look, models, failed)
@@ -239,16 +246,16 @@ def _panels(
 
 
 def _fill_panel(axes: Axes, lines: dict, look: Look, scale: Callable[[Axes], None]) -> None:
-    slot = 0
     for model, points in lines.items():
         draw_points(axes, points, look.styles[model])
-    log_x_ticks(axes, sorted({p.x for points in lines.values() for p in points}))
-    axes.set_yscale("log")
-    pad_log(axes)
-    scale(axes)
-    for model, points in lines.items():
-        slot += bool(mark_failures(axes, points, look.styles[model], slot))
-    axes.set_xlabel("context (tokens)")
+    lengths = sorted({p.x for points in lines.values() for p in points})
+    log_x_ticks(axes, lengths)
+    if any((p.cell.value or 0.0) > 0 for points in lines.values() for p in points):
+        axes.set_yscale("log")
+        pad_log(axes)
+        scale(axes)
+    mark_failures(axes, lines, look)
+    axes.set_xlabel(f"context ({token_unit(lengths)})")
 
 
 def _best_at_longest(lines: dict, choose: Callable) -> tuple[str, float, float]:

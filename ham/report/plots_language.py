@@ -15,8 +15,10 @@ from ham.report.plots_base import (
     Drawing,
     Look,
     draw_points,
+    failed_words,
     footer_text,
     label_line_ends,
+    label_margin,
     legend_lines,
     line_style,
     mark_failures,
@@ -24,6 +26,7 @@ from ham.report.plots_base import (
     new_figure,
     place_labels,
 )
+from ham.report.tables_base import chance_level
 
 
 def main_context(results: Results, look: Look) -> float | None:
@@ -59,7 +62,7 @@ def bits_per_byte(results: Results, look: Look) -> Drawing | None:
     figure, (axes,) = new_figure(
         "Bits per byte on held-out text",
         f"test documents, context {context:,.0f} tokens; lower is better",
-        left=1.55,
+        left=label_margin(rows),
         right=0.95,
         panel_height=0.34 * len(rows) + 0.35,
         footer=footer_text(results, look, _interval_words(good)),
@@ -125,19 +128,13 @@ def _draw_unigram(axes: Axes, unigram: float | None) -> None:
     if unigram <= high + 0.6 * (high - low):
         axes.axvline(unigram, color=MUTED, linestyle=":", linewidth=1.5)
         axes.set_xlim(low, max(high, unigram + 0.05 * (high - low)))
-        axes.annotate(
-            "unigram ",
-            (unigram, 0.02),
-            xycoords=("data", "axes fraction"),
-            ha="right",
-            color=MUTED,
-            fontsize=8.5,
-        )
-        return
+        words, x = f"unigram model: {bits(unigram)}", unigram
+    else:
+        words, x = f"unigram model: {bits(unigram)}, off the scale →", high
     axes.annotate(
-        f"unigram model: {bits(unigram)}, off the scale →",
-        (1.0, 1.02),
-        xycoords="axes fraction",
+        words,
+        (x, 1.02),
+        xycoords=("data", "axes fraction"),
         ha="right",
         va="bottom",
         color=MUTED,
@@ -171,13 +168,13 @@ def loss_by_position(results: Results, look: Look) -> Drawing | None:
     figure, (axes,) = new_figure(
         "Loss by position in the context",
         f"test documents, nats per token{context[0]}",
-        right=1.65,
-        footer=footer_text(results, look, _interval_words(_last_cells(lines))),
+        right=label_margin(lines),
+        footer=footer_text(results, look, _interval_words(_last_cells(lines)), failed_words(lines)),
     )
     ends, firsts = {}, {}
-    for slot, (model, points) in enumerate(lines.items()):
+    mark_failures(axes, lines, look)
+    for model, points in lines.items():
         end = draw_points(axes, points, look.styles[model])
-        mark_failures(axes, points, look.styles[model], slot)
         if end is not None:
             ends[model] = end
             firsts[model] = next(p.cell.value for p in points if p.cell.value is not None)
@@ -230,7 +227,7 @@ def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:
         footer=footer_text(results, look, "bar: 95 % interval"),
     )
     for index, task in enumerate(tasks):
-        chance = _chance(results, task)
+        chance = chance_level(results, task)
         if chance is not None:
             axes.plot(
                 [chance, chance],
@@ -276,14 +273,10 @@ def _task_dot(axes: Axes, cell: Cell, y: float, look: Look, model: str) -> None:
     axes.plot([cell.estimate.value], [y], **line_style(style, linestyle="none"))
 
 
-def _chance(results: Results, task: str) -> float | None:
-    return summarise_pooled(results.find("lm_eval", "chance_accuracy", task=task)).value
-
-
 def _above_chance(results: Results, tasks: list[str], models: list[str]) -> str:
     above, compared = 0, 0
     for task in tasks:
-        chance = _chance(results, task)
+        chance = chance_level(results, task)
         for model in models:
             estimate = results.cell("lm_eval", "accuracy", model=model, task=task).estimate
             if estimate is not None and estimate.low is not None and chance is not None:
@@ -295,27 +288,29 @@ def _above_chance(results: Results, tasks: list[str], models: list[str]) -> str:
 def dial(results: Results, look: Look) -> Drawing | None:
     """Bits per byte against the realised KV fraction of one trained model."""
     lines = {model: dial_points(results, model) for model in results.models}
-    lines = {m: points for m, points in lines.items() if any(p.cell.value for p in points)}
+    lines = {
+        m: points for m, points in lines.items() if any(p.cell.value is not None for p in points)
+    }
     if not lines:
         return None
     figure, (axes,) = new_figure(
         "The dial: loss against cache, one trained model",
         "bits per byte of test documents; thresholds recalibrated, no retraining",
-        right=1.65,
-        footer=footer_text(results, look, "square-root horizontal scale"),
+        right=label_margin([*lines, "gated-delta-rule"]),
+        footer=footer_text(results, look, "square-root horizontal scale", failed_words(lines)),
     )
     ends = {}
-    for slot, (model, points) in enumerate(lines.items()):
+    mark_failures(axes, lines, look)
+    for model, points in lines.items():
         end = draw_points(axes, points, look.styles[model])
-        mark_failures(axes, points, look.styles[model], slot)
         if end is not None:
             ends[model] = (*end, look.styles[model].color)
     axes.set_xscale("function", functions=(_signed_root, _signed_square))
     axes.set_xlim(-0.0004, 1.02)
     axes.xaxis.set_major_locator(FixedLocator([0, 1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))
-    axes.set_xlabel("realised KV fraction (share of tokens in the cache)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g}"))
+    axes.set_xlabel("realised KV fraction (% of tokens in the cache)")
     axes.set_ylabel("bits per byte")
     references = _dial_references(axes, results, look, lines)
     place_labels(axes, {**ends, **references})
@@ -323,7 +318,11 @@ def dial(results: Results, look: Look) -> Drawing | None:
         figure,
         "One trained model a curve: its routing thresholds are calibrated on other text for each "
         "target share, frozen, and evaluated"
-        + ("; horizontal lines: models without a dial." if references else "."),
+        + (
+            "; horizontal lines: models without a dial, on the test tokens of the main comparison."
+            if references
+            else "."
+        ),
         f"Read from left (no cache) to right (every token cached). {_dial_note(lines)}",
         f"Line chart of bits per byte against realised KV fraction. {_dial_note(lines)}",
     )

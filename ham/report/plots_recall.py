@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from ham.report.aggregate import Cell, Results
-from ham.report.formats import cell_text, join_words, share
+from ham.report.aggregate import Cell, Point, Results
+from ham.report.formats import cell_text, share, token_labels, token_unit
 from ham.report.palette import GRID, MUTED
 from ham.report.plots_base import (
     Drawing,
     Look,
     draw_points,
+    failed_words,
     footer_text,
     label_line_ends,
+    label_margin,
     log_x_ticks,
     mark_failures,
+    model_title,
     new_figure,
 )
 
 COLUMNS = 3
+# So far apart that interval bars of models with equal accuracy stay visible.
+SIDESTEP_OCTAVES = 0.03
 # Written on dark and on light cells; neither may equal a colour that the page recolours.
 LIGHT_TEXT, DARK_TEXT = "#fefefe", "#101010"
 
@@ -74,6 +80,7 @@ def _heat_maps(
         right=1.0,
         gap=0.3,
         row_gap=0.72,
+        titled=True,
         footer=footer_text(results, look, "hatched: failed", "blank: not run"),
     )
     image = None
@@ -83,14 +90,13 @@ def _heat_maps(
             for depth in depths
         ]
         image = _heat_panel(axes, grid, lengths, depths)
-        style = look.styles[model]
-        axes.set_title(model, color=style.color, fontweight="bold")
+        model_title(axes, model, look)
         if index % columns:
             axes.set_yticklabels([])
         else:
             axes.set_ylabel("needle depth")
         if index >= len(models) - columns:
-            axes.set_xlabel("length (tokens)")
+            axes.set_xlabel(f"length ({token_unit(lengths)})")
     for axes in panels[len(models) :]:
         axes.set_visible(False)
     _color_bar(figure, panels[columns - 1], image)
@@ -130,7 +136,8 @@ def _heat_panel(
                         (x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor=MUTED, lw=0
                     )
                 )
-    axes.set_xticks(range(len(lengths)), [f"{length:,.0f}" for length in lengths])
+    write = token_labels(lengths)
+    axes.set_xticks(range(len(lengths)), [write(length) for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth * 100:.0f} %" for depth in depths])
     if len(lengths) > 5:
         axes.tick_params(axis="x", rotation=45)
@@ -162,23 +169,27 @@ def recall_pairs(results: Results, look: Look) -> Drawing | None:
     figure, (axes,) = new_figure(
         "Associative recall",
         "share of queried keys whose value is right",
-        right=1.65,
-        footer=footer_text(results, look, "bar: 95 % interval", _failed_words(lines)),
+        right=label_margin(lines),
+        footer=footer_text(results, look, "bar: 95 % interval", failed_words(lines)),
     )
     ends = {}
-    for slot, (model, points) in enumerate(lines.items()):
-        end = draw_points(axes, points, look.styles[model])
-        mark_failures(axes, points, look.styles[model], slot)
+    mark_failures(axes, lines, look)
+    for index, (model, points) in enumerate(lines.items()):
+        aside = 2.0 ** (SIDESTEP_OCTAVES * (index - (len(lines) - 1) / 2))
+        end = draw_points(axes, points, look.styles[model], xs=[p.x * aside for p in points])
         if end is not None:
             ends[model] = end
     log_x_ticks(axes, results.x_values("recall", "accuracy"))
-    axes.set_ylim(-0.02, 1.02)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left / 1.05, right * 1.05)
+    axes.set_ylim(*_accuracy_limits(lines))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
     axes.set_xlabel("key-value pairs in the context")
     axes.set_ylabel("accuracy")
     label_line_ends(axes, ends, look)
-    hardest = max(x for x, _ in ends.values())
-    at_end = {m: y for m, (x, y) in ends.items() if x == hardest}
+    hardest = max(p.x for ps in lines.values() for p in ps if p.cell.value is not None)
+    at_end = {m: p.cell.value for m, ps in lines.items() for p in ps if p.x == hardest}
+    at_end = {model: value for model, value in at_end.items() if value is not None}
     best = max(at_end, key=lambda model: at_end[model])
     words = "; ".join(f"{model} {share(value)}" for model, value in at_end.items())
     return Drawing(
@@ -190,6 +201,9 @@ def recall_pairs(results: Results, look: Look) -> Drawing | None:
     )
 
 
-def _failed_words(lines: dict) -> str:
-    failed = [m for m, ps in lines.items() if any(p.cell.status == "failed" for p in ps)]
-    return f"×: failed ({join_words(failed)})" if failed else ""
+def _accuracy_limits(lines: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
+    """From 0 to above the highest interval; never beyond 100 %."""
+    estimates = [p.cell.estimate for points in lines.values() for p in points]
+    tops = [e.value if e.high is None else e.high for e in estimates if e is not None]
+    high = min(1.02, max(0.1, 1.15 * max(tops)))
+    return -0.02 * high, high

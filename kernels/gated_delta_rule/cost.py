@@ -43,13 +43,11 @@ def chunked_flops(
 ) -> int:
     """FLOPs of the matrix products of the chunked form, as `chunked.py` carries them out.
 
-    Per chunk of C tokens and head: `K K^T` and `Q K^T` 4 C² K, inverse of a triangle C³ / 3,
-    its product with `[V, K]` 2 C² (V + K), transition and addition 2 C K (K + V), state pass
-    2 K² V, residual and read-out 4 C K V, product within the chunk 2 C² V. A last partial chunk
-    counts in full, as it is filled up.
+    Per chunk of C tokens and head: `K K^T` and `Q K^T` 4 C² K, inverse of a triangle C³ / 3, its
+    products with V and K 2 C² (V + K), residual, update and read-out of the state 2 C K V each,
+    product within the chunk 2 C² V. A last partial chunk counts in full, as it is filled up.
     """
     C, K, V = min(chunk_size, time), key_size, value_size
     chunks = batch * heads * -(-time // C)
     square = 4 * C * C * K + 2 * C * C * (V + K) + 2 * C * C * V
-    linear = 2 * C * K * (K + V) + 4 * C * K * V
-    return chunks * (square + linear + C**3 // 3 + 2 * K * K * V)
+    return chunks * (square + C**3 // 3 + 6 * C * K * V)

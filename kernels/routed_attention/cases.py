@@ -67,8 +67,8 @@ class RoutedAttentionCase:
 
 
 VERIFY_CASES = (
-    RoutedAttentionCase(1, 1, 1, 16, 24, fraction=0.0),
-    RoutedAttentionCase(1, 1, 1, 16, 16, fraction=1.0),
+    RoutedAttentionCase(3, 1, 3, 16, 24, fraction=0.0),
+    RoutedAttentionCase(3, 1, 3, 16, 16, fraction=1.0),
     RoutedAttentionCase(3, 63, 1, 16, 24, ragged=True),
     RoutedAttentionCase(3, 65, 3, 32, 32, ragged=True),
     RoutedAttentionCase(1, 200, 3, 32, 32, fraction=1.0),

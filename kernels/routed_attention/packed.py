@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ham.kernels.sdpa import for_varying_shapes
+
 # 128, 256 and 512 differ by less than 10 % on two CPU cores at T = 512 and 1024; one block of all
 # queries is up to 15 % slower than 256.
 QUERY_BLOCK = 256
@@ -48,7 +50,8 @@ def masked_attention(
     empty_BT1 = ~visible_BTN.any(-1, keepdim=True)
     first_N = torch.arange(visible_BTN.shape[-1], device=visible_BTN.device) == 0
     mask_B1TN = (visible_BTN | (empty_BT1 & first_N)).unsqueeze(1)
-    o_BHTV = F.scaled_dot_product_attention(q_BHTK, k_BHNK, v_BHNV, mask_B1TN, scale=scale)
+    with for_varying_shapes(q_BHTK.device):
+        o_BHTV = F.scaled_dot_product_attention(q_BHTK, k_BHNK, v_BHNV, mask_B1TN, scale=scale)
     return o_BHTV.masked_fill(empty_BT1.unsqueeze(1), 0.0)
 
 

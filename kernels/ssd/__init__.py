@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ham.kernels.chunks import resolve_chunk_size
 from ham.kernels.registry import (
     REFERENCE,
     Operation,
@@ -29,7 +30,7 @@ def ssd(
     d_H: Tensor,
     *,
     initial_state_BHPS: Tensor | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     provider: str = "torch",
 ) -> SsdOutput:
     """Run the recurrence of Mamba-2 over a sequence (arXiv 2405.21060, equation 2).
@@ -46,7 +47,8 @@ def ssd(
         c_BTS: Output projections, shared by the heads.
         d_H: Skip weight of each head.
         initial_state_BHPS: State before the first token. Default: zeros.
-        chunk_size: Tokens per chunk of the chunked providers, at least 1.
+        chunk_size: Tokens per chunk of the chunked providers, at least 1. Default: 32 on a CPU,
+            64 elsewhere.
         provider: A provider registered in `ham.kernels.registry`.
 
     Returns:
@@ -57,7 +59,7 @@ def ssd(
         DeviceError: If it cannot run on the device of the inputs.
         ValueError: If shapes do not fit together.
     """
-    check_arguments(x_BTHP, dt_BTH, a_H, b_BTS, c_BTS, d_H, initial_state_BHPS, chunk_size)
+    check_arguments(x_BTHP, dt_BTH, a_H, b_BTS, c_BTS, d_H, initial_state_BHPS)
     return find_provider("ssd", provider, x_BTHP.device).function(
         x_BTHP,
         dt_BTH,
@@ -66,7 +68,7 @@ def ssd(
         c_BTS,
         d_H,
         initial_state_BHPS=initial_state_BHPS,
-        chunk_size=chunk_size,
+        chunk_size=resolve_chunk_size(chunk_size, x_BTHP.device),
     )
 
 

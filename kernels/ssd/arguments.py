@@ -27,7 +27,6 @@ def check_arguments(
     c_BTS: Tensor,
     d_H: Tensor,
     initial_state_BHPS: Tensor | None,
-    chunk_size: int,
 ) -> None:
     """Raise `ValueError` when shapes do not fit together; names what was received."""
     if x_BTHP.ndim != 4 or x_BTHP.shape[1] < 1:
@@ -45,5 +44,3 @@ def check_arguments(
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} to fit x, not {tuple(tensor.shape)}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from ham.kernels.registry import Cost
 from ham.kernels.ssd.cost import cost
 
+STEP_LARGE = 0.625
+
 
 @dataclass(frozen=True)
 class SsdCase:
@@ -18,7 +20,7 @@ class SsdCase:
 
     Attributes:
         gates: `typical`: step sizes and decay rates as a trained layer has them. `extreme`: step
-            sizes of 0 and 10 mixed in, the latter with a log decay of -10 to -160.
+            sizes of 0 and 0.625 mixed in, the latter with a log decay of -0.6 to -10.
     """
 
     batch: int
@@ -69,7 +71,7 @@ class SsdCase:
         }
         if self.gates == "extreme":
             kind = torch.randint(0, 4, (*rows, self.heads), generator=generator)
-            tensors["dt_BTH"][kind == 0] = 10.0
+            tensors["dt_BTH"][kind == 0] = STEP_LARGE
             tensors["dt_BTH"][kind == 1] = 0.0
         if self.initial_state:
             tensors["initial_state_BHPS"] = normal(
@@ -85,7 +87,7 @@ class SsdCase:
 
 
 VERIFY_CASES = (
-    SsdCase(1, 1, 1, 16, 24),
+    SsdCase(3, 1, 3, 16, 24),
     SsdCase(3, 63, 1, 16, 24, initial_state=True),
     SsdCase(1, 64, 3, 24, 16),
     SsdCase(3, 65, 3, 16, 24, initial_state=True, gates="extreme"),
@@ -93,7 +95,8 @@ VERIFY_CASES = (
     SsdCase(1, 512, 2, 64, 64),
 )
 
-SPEED_CASES = (
-    SsdCase(4, 1024, 4, 32, 32),
-    SsdCase(4, 1024, 4, 64, 64),
+SPEED_CASES = tuple(
+    SsdCase(4, 1024, 4, size, size, chunk_size=chunk_size)
+    for size in (32, 64)
+    for chunk_size in (32, 64)
 )

@@ -25,14 +25,14 @@ from ham.kernels.ssd.arguments import SsdOutput
 
 
 def _pass_states(
-    decay_BHM11: Tensor, addition_BHMPS: Tensor, state_BHPS: Tensor
+    decay_MBH11: Tensor, addition_MBHPS: Tensor, state_BHPS: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Carry the state over the chunks; returns the state before each chunk and the last one."""
     before = []
-    for decay, addition in zip(decay_BHM11.unbind(2), addition_BHMPS.unbind(2), strict=True):
+    for decay, addition in zip(decay_MBH11, addition_MBHPS, strict=True):
         before.append(state_BHPS)
         state_BHPS = torch.addcmul(addition, decay, state_BHPS)
-    return torch.stack(before, 2), state_BHPS
+    return torch.stack(before), state_BHPS
 
 
 @full_precision
@@ -53,28 +53,28 @@ def chunked(
     chunk = min(chunk_size, length)
 
     # The fill of the last chunk has dt = 0: no decay and no input.
-    x_BHMCP = split_chunks(x_BTHP.to(dtype), chunk)
-    dt_BHMC = split_chunks(dt_BTH.to(dtype), chunk)
-    b_B1MCS = split_chunks(b_BTS.to(dtype).unsqueeze(2), chunk)
-    c_B1MCS = split_chunks(c_BTS.to(dtype).unsqueeze(2), chunk)
-    a_H11 = a_H.double()[:, None, None]
-    cumulative_BHMC = (dt_BHMC.double() * a_H11).cumsum(-1)
+    x_MBHCP = split_chunks(x_BTHP.to(dtype), chunk)
+    dt_MBHC = split_chunks(dt_BTH.to(dtype), chunk)
+    b_MB1CS = split_chunks(b_BTS.to(dtype).unsqueeze(2), chunk)
+    c_MB1CS = split_chunks(c_BTS.to(dtype).unsqueeze(2), chunk)
+    a_H1 = a_H.double().unsqueeze(-1)
+    cumulative_MBHC = (dt_MBHC.double() * a_H1).cumsum(-1)
 
-    last_BHM1 = cumulative_BHMC[..., -1:]
-    from_start_BHMC1 = cumulative_BHMC.exp().to(dtype).unsqueeze(-1)
-    to_end_BHMC1 = (last_BHM1 - cumulative_BHMC).exp().to(dtype).unsqueeze(-1)
-    whole_BHM11 = last_BHM1.exp().to(dtype).unsqueeze(-1)
+    last_MBH1 = cumulative_MBHC[..., -1:]
+    from_start_MBHC1 = cumulative_MBHC.exp().to(dtype).unsqueeze(-1)
+    to_end_MBHC1 = (last_MBH1 - cumulative_MBHC).exp().to(dtype).unsqueeze(-1)
+    whole_MBH11 = last_MBH1.exp().to(dtype).unsqueeze(-1)
 
-    input_BHMCP = dt_BHMC.unsqueeze(-1) * x_BHMCP
+    input_MBHCP = dt_MBHC.unsqueeze(-1) * x_MBHCP
     state = initial_state_BHPS
     if state is None:
-        state = x_BHMCP.new_zeros(batch, heads, head_size, b_BTS.shape[-1])
-    before_BHMPS, final_state_BHPS = _pass_states(
-        whole_BHM11, (to_end_BHMC1 * input_BHMCP).mT @ b_B1MCS, state.to(dtype)
+        state = x_MBHCP.new_zeros(batch, heads, head_size, b_BTS.shape[-1])
+    before_MBHPS, final_state_BHPS = _pass_states(
+        whole_MBH11, (to_end_MBHC1 * input_MBHCP).mT @ b_MB1CS, state.to(dtype)
     )
 
-    within_BHMCC = decay_matrix(cumulative_BHMC, dtype) * (c_B1MCS @ b_B1MCS.mT)
-    y_BHMCP = within_BHMCC @ input_BHMCP
-    y_BHMCP = y_BHMCP + from_start_BHMC1 * (c_B1MCS @ before_BHMPS.mT)
-    y_BTHP = merge_chunks(y_BHMCP, length) + d_H.to(dtype).unsqueeze(-1) * x_BTHP.to(dtype)
+    within_MBHCC = decay_matrix(cumulative_MBHC, dtype) * (c_MB1CS @ b_MB1CS.mT)
+    y_MBHCP = within_MBHCC @ input_MBHCP
+    y_MBHCP = y_MBHCP + from_start_MBHC1 * (c_MB1CS @ before_MBHPS.mT)
+    y_BTHP = merge_chunks(y_MBHCP, length) + d_H.to(dtype).unsqueeze(-1) * x_BTHP.to(dtype)
     return SsdOutput(y_BTHP.to(x_BTHP.dtype), final_state_BHPS)

@@ -1,15 +1,19 @@
-"""Models whose every score can be worked out by hand, for the tests of this folder."""
+"""Models whose every score can be worked out by hand, and small shards."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ham.model.decoder import DecoderOutput
-from ham.model.mixer import MixerAux
+from ham.model.mixer import MixerAux, StateBytes
+from ham.train.shards import ShardWriter
+from ham.train.tokenizer import ByteTokenizer
 
 
 class UniformModel(torch.nn.Module):
@@ -21,9 +25,17 @@ class UniformModel(torch.nn.Module):
     def __init__(self, vocabulary_size: int = 257, context: int = 4096, max_positions: int = 8192):
         super().__init__()
         self.config = SimpleNamespace(
-            context=context, max_positions=max_positions, vocabulary_size=vocabulary_size
+            context=context,
+            max_positions=max_positions,
+            vocabulary_size=vocabulary_size,
+            width=8,
+            layers=2,
         )
         self.batches: list[tuple[int, int]] = []
+
+    def state_bytes(self, position: int, element_size: int) -> StateBytes:
+        """Nothing is remembered."""
+        return StateBytes()
 
     def forward(self, tokens_BT: torch.Tensor) -> DecoderOutput:
         self.batches.append(tuple(tokens_BT.shape))
@@ -41,6 +53,24 @@ class SuccessorModel(UniformModel):
         size = self.config.vocabulary_size
         logits = 5.0 * torch.nn.functional.one_hot((tokens_BT + 1) % size, size).float()
         return DecoderOutput(logits, [MixerAux(), MixerAux(routed_BT=tokens_BT % 2 == 0)])
+
+
+class InductionModel(UniformModel):
+    """Predicts what followed the longest earlier copy of the text just read."""
+
+    def forward(self, tokens_BT: torch.Tensor) -> DecoderOutput:
+        logits = torch.zeros(*tokens_BT.shape, self.config.vocabulary_size)
+        for row, tokens in enumerate(tokens_BT.numpy()):
+            length = len(tokens)
+            same = tokens[:, None] == tokens[None, :]
+            matched = np.zeros((length, length), dtype=int)
+            for end in range(1, length):
+                before = np.concatenate(([0], matched[end - 1, :-1]))
+                matched[end] = np.where(same[end], before + 1, 0)
+                matched[end, end:] = 0
+                if matched[end].any():
+                    logits[row, end, tokens[matched[end].argmax() + 1]] = 9.0
+        return DecoderOutput(logits, [MixerAux()])
 
 
 @dataclass
@@ -67,3 +97,19 @@ class ByteText:
 
     def count_bytes(self, tokens: Any) -> int:
         return sum(token < 256 for token in tokens)
+
+
+WORDS = "the whale and a ship of old men sailed upon that wide sea while stars were far"
+
+
+def write_shard(path: Path, documents: list[list[int]]) -> None:
+    """A byte shard of these documents."""
+    with ShardWriter(path, ByteTokenizer()) as writer:
+        for document in documents:
+            writer.add(np.array(document), len(document))
+
+
+def prose(rng: np.random.Generator, length: int) -> list[int]:
+    """`length` bytes of words in random order."""
+    text = " ".join(rng.choice(WORDS.split(), size=length // 2))
+    return list(text.encode())[:length]

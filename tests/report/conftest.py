@@ -6,13 +6,16 @@ Every number comes from a formula below; none was measured. The device says so i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ham.report.rows import Row, RowWriter
 from ham.report.statistics import wilson_interval
 
+MANIFEST_ID = "synthetic000"
 DEVICE = "synthetic device (invented numbers)"
 MODELS = {
     "transformer": "transformer",
@@ -52,7 +55,7 @@ CONFIG = {
         {
             "name": name,
             "mixer": mixer,
-            "options": {"target_fraction": 0.25} if mixer == "ham" else {},
+            "options": {"target": 0.25} if mixer == "ham" else {},
         }
         for name, mixer in MODELS.items()
     ],
@@ -93,7 +96,7 @@ def _model_rows(model: str, seed: int, failures: bool, steps: int) -> list[Row]:
         device=DEVICE,
         launch_mode="eager",
         config_hash="feedc0ffee00",
-        manifest_id="synthetic000",
+        manifest_id=MANIFEST_ID,
     )
     noise = np.random.default_rng([seed, len(model), ord(model[-1])])
     _train(writer, known, noise, steps)
@@ -294,3 +297,42 @@ def _memory(writer: RowWriter, model: str, failures: bool) -> None:
         wave = 1 + 0.15 * math.sin(position / 90) if fraction < 1 else 1.0
         kv = 2048 * max(fraction * position * wave, min(window, position))
         writer.add("memory", "kv_bytes", kv, task="kv_growth", x_name="position", x_value=position)
+
+
+@pytest.fixture(name="make_rows", scope="session")
+def _make_rows() -> Callable[..., list[Row]]:
+    """The function `make_rows`, for tests."""
+    return make_rows
+
+
+@pytest.fixture(name="config", scope="session")
+def _config() -> dict:
+    """A configuration that belongs to the rows."""
+    return CONFIG
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict:
+    """The manifest that the rows name."""
+    return {
+        "manifest_id": MANIFEST_ID,
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "dirty": True,
+        "dirty_hash": "beef",
+        "cpu": "Imaginary CPU",
+        "threads": 1,
+        "gpus": [{"name": "Imaginary GPU", "driver": "1.2", "temperature_celsius": 40.0}],
+        "versions": {"python": "3.11.0", "torch": "2.13.0"},
+        "command": ["ham", "train", "a config.yaml", "--arm", "transformer"],
+        "wall_seconds": 41.25,
+    }
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory, manifest: dict) -> Path:
+    """A whole report of one seed with failures."""
+    from ham.report.build import build_report
+
+    folder = tmp_path_factory.mktemp("report")
+    build_report(make_rows(), folder, config=CONFIG, manifests=[manifest])
+    return folder

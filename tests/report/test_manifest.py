@@ -141,7 +141,9 @@ def test_device_name_follows_the_configuration():
 def test_command_carries_no_local_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["/opt/venv/bin/ham", "train", f"{tmp_path}/workflow/demo.yaml", "--seed", "0"]
-    assert m.portable_command(command) == ["ham", "train", "workflow/demo.yaml", "--seed", "0"]
+    expected = ["ham", "train", "workflow/demo.yaml", "--seed", "0"]
+    assert m.portable_command(command) == expected
+    assert m.portable_command(["/opt/ham/__main__.py", *command[1:]]) == expected
 
 
 def test_write_and_read(tmp_path):

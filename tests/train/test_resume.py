@@ -16,7 +16,7 @@ from ham.config import load_config
 from ham.files import read_json, sha256_file
 from ham.report.rows import read_rows
 
-STEPS = 60
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "batch_size": 4,
             "accumulate": 2,
             "checkpoint_seconds": 0.05,
-            "validation_every": 25,
+            "validation_every": 10,
             "validation_batches": 1,
             "log_every": 5,
         },

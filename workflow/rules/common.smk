@@ -28,6 +28,8 @@ except HamError as error:
 
 ENVIRONMENT = "../../environment.yml"
 RUN = run_folder(CONFIG)
+# Not an input: each rule declares the part of the configuration that it reads as a hash.
+CONFIG_FILE = f"{RUN}/config.yaml"
 REPORT = report_folder(CONFIG)
 JOB = f"{RUN}/models/{{arm}}/seed{{seed}}"
 LOG = f"{RUN}/logs/{{arm}}/seed{{seed}}"
@@ -50,10 +52,11 @@ wildcard_constraints:
 onstart:
     if workflow.local_exec:
         require_device(CONFIG)
+    write_config(CONFIG, CONFIG_FILE)
 
 
 onerror:
-    print(f"The failed job's log is shown above and lies under {RUN}/logs/.")
     print(
-        "To go on where it stopped: repeat the command, with --rerun-incomplete added."
+        f"Logs of failed jobs: {RUN}/logs/. To go on where it stopped, repeat the command"
     )
+    print("with --rerun-incomplete (`make reproduce` does).")

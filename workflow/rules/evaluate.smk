@@ -1,7 +1,6 @@
 rule evaluate:
     """Quality of one trained model: language modelling, lm-eval tasks, recall, the dial."""
     input:
-        config=ancient(rules.configuration.output.config),
         data=rules.prepare.output.summary,
         shards=rules.prepare.output.shards,
         checkpoint=rules.train.output.checkpoint,
@@ -20,9 +19,12 @@ rule evaluate:
         mem_mb=MEMORY_MB,
         runtime="12h" if FULL else "30m",
     params:
+        file=CONFIG_FILE,
         code=lambda wildcards: stage_fingerprint("evaluate", MIXERS[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "evaluate", wildcards.arm),
         data=subpath(input.data, parent=True),
+    message:
+        "Evaluate {wildcards.arm}, seed {wildcards.seed}"
     shell:
-        "python -m ham evaluate {input.config} --arm {wildcards.arm} --seed {wildcards.seed}"
+        "python -m ham evaluate {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
         " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"

@@ -1,7 +1,6 @@
 rule measure:
     """Speed and memory of one trained model, alone on the machine so that timings hold."""
     input:
-        config=ancient(rules.configuration.output.config),
         data=rules.prepare.output.summary,
         shards=rules.prepare.output.shards,
         checkpoint=rules.train.output.checkpoint,
@@ -18,9 +17,12 @@ rule measure:
         mem_mb=MEMORY_MB,
         runtime="4h" if FULL else "30m",
     params:
+        file=CONFIG_FILE,
         code=lambda wildcards: stage_fingerprint("measure", MIXERS[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "measure", wildcards.arm),
         data=subpath(input.data, parent=True),
+    message:
+        "Measure {wildcards.arm}: speed and memory"
     shell:
-        "python -m ham measure {input.config} --arm {wildcards.arm} --seed {wildcards.seed}"
+        "python -m ham measure {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
         " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"

@@ -1,20 +1,5 @@
-rule configuration:
-    """The merged and validated configuration, as every job reads it."""
-    output:
-        config=f"{RUN}/config.yaml",
-    log:
-        f"{RUN}/logs/configuration.log",
-    localrule: True
-    params:
-        values=CONFIG.model_dump(mode="json"),
-    run:
-        write_config(params.values, output.config, log[0])
-
-
 rule prepare:
     """Split the corpus by documents, fit the tokenizer, write token shards."""
-    input:
-        config=ancient(f"{RUN}/config.yaml"),
     output:
         summary=f"{RUN}/data/data.json",
         shards=expand(f"{RUN}/data/{{split}}.tokens", split=SPLITS),
@@ -28,8 +13,11 @@ rule prepare:
         mem_mb=MEMORY_MB,
         runtime="12h" if FULL else "30m",
     params:
+        file=CONFIG_FILE,
         code=stage_fingerprint("prepare"),
         config=stage_hash(CONFIG, "prepare"),
         folder=subpath(output.summary, parent=True),
+    message:
+        "Tokenise the corpus and fit the tokenizer"
     shell:
-        "python -m ham prepare {input.config} --out {params.folder} > {log} 2>&1"
+        "python -m ham prepare {params.file} --out {params.folder} > {log} 2>&1"

@@ -1,14 +1,28 @@
 rule report:
     """Tables, figures and the HTML page, from the rows alone."""
     input:
-        config=ancient(rules.configuration.output.config),
         rows=rows_files(CONFIG),
     output:
         page=report(
             f"{REPORT}/index.html",
             caption="../report/page.rst",
             category="Report",
-            labels={"page": "everything on one page"},
+            labels={"content": "everything on one page"},
+        ),
+        listing=f"{REPORT}/report.json",
+        figures=report(
+            directory(f"{REPORT}/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        tables=report(
+            directory(f"{REPORT}/tables"),
+            patterns=["{table}.csv"],
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
         ),
     log:
         f"{RUN}/logs/report.log",
@@ -19,9 +33,12 @@ rule report:
         mem_mb=MEMORY_MB,
         runtime="30m",
     params:
+        file=CONFIG_FILE,
         code=stage_fingerprint("report"),
         config=stage_hash(CONFIG, "report"),
         folder=subpath(output.page, parent=True),
+    message:
+        "Write tables, figures and the page: {output.page}"
     shell:
-        "python -m ham report --rows {input.rows} --config {input.config}"
+        "python -m ham report --rows {input.rows} --config {params.file}"
         " --out {params.folder} > {log} 2>&1"

@@ -1,7 +1,6 @@
 rule train:
     """Train one arm with one seed; a killed job goes on from results/.state."""
     input:
-        config=ancient(rules.configuration.output.config),
         data=rules.prepare.output.summary,
         shards=rules.prepare.output.shards,
     output:
@@ -19,10 +18,13 @@ rule train:
         mem_mb=MEMORY_MB,
         runtime="24h" if FULL else "30m",
     params:
+        file=CONFIG_FILE,
         code=lambda wildcards: stage_fingerprint("train", MIXERS[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "train", wildcards.arm),
         data=subpath(input.data, parent=True),
         folder=subpath(output.checkpoint, parent=True),
+    message:
+        "Train {wildcards.arm}, seed {wildcards.seed} (progress: {log})"
     shell:
-        "python -m ham train {input.config} --arm {wildcards.arm} --seed {wildcards.seed}"
+        "python -m ham train {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
         " --data {params.data} --out {params.folder} > {log} 2>&1"

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from ham.train.corpus import Document
 
 SEED = 0
-LAST_WORD_COUNT = 200
-LAST_WORD_PASSAGE = 320
-CONTINUATION_COUNT = 100
-CONTINUATION_CONTEXT = 160
-CONTINUATION_LENGTH = 64
+LAST_WORD_COUNT = 150
+LAST_WORD_PASSAGE = 280
+CONTINUATION_COUNT = 80
+CONTINUATION_CONTEXT = 128
+CONTINUATION_LENGTH = 48
 CONTINUATION_CHOICES = 4
-PERPLEXITY_COUNT = 12
+PERPLEXITY_COUNT = 10
 PERPLEXITY_PAGE = 1536
 
 _ATTEMPTS_PER_DOCUMENT = 2000
-_LAST_WORD = re.compile(r"(?<= )([A-Za-z]{4,})(?=[.!?](?:\s|$))")
+# Words in capitals are left out: in the plays they are the names of speakers.
+_LAST_WORD = re.compile(r"(?<= )([A-Za-z][a-z]{3,})(?=[.!?](?:\s|$))")
 _SENTENCE_END = re.compile(r"[.!?]\s")
 
 

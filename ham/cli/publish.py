@@ -1,0 +1,39 @@
+"""`ham publish`: keep a finished run's rows in git, and make reports from kept rows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham publish`."""
+    parser = subparsers.add_parser("publish", help="keep a run's rows, make reports from kept rows")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    run = actions.add_parser("run", help="copy a finished run to results/published/NAME")
+    run.add_argument("config", nargs="+", type=Path, help="the run's configuration")
+    run.add_argument("--name", required=True, help="by convention DATE-DEVICE")
+    run.set_defaults(handler=publish)
+    report = actions.add_parser("report", help="make reports/published/NAME from kept rows")
+    report.add_argument("names", nargs="*", help="which (default: all)")
+    report.set_defaults(handler=rebuild)
+
+
+def publish(arguments: argparse.Namespace) -> int:
+    """Copy rows and manifests, then make their report."""
+    from ham.report.publish import RESULTS, build_published, publish_run
+
+    written = publish_run(arguments.config, arguments.name)
+    build_published(arguments.name)
+    print(f"{len(written)} rows files in {RESULTS / arguments.name}")
+    return 0
+
+
+def rebuild(arguments: argparse.Namespace) -> int:
+    """Make the reports of the named results again, or of all."""
+    from ham.report.publish import REPORTS, build_published, published_names
+
+    for name in arguments.names or published_names():
+        build_published(name)
+        print(REPORTS / name / "index.html")
+    return 0

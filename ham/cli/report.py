@@ -1,0 +1,63 @@
+"""`ham report`: tables, figures and one HTML page from result rows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham report`."""
+    parser = subparsers.add_parser("report", help="tables, figures and one page from result rows")
+    parser.add_argument(
+        "--rows", type=Path, nargs="+", required=True, metavar="FILE", help="JSON-lines files"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--config", nargs="+", default=[], metavar="FILE", help="configuration of the experiment"
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further manifests; those beside the rows files are found by themselves",
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read rows and manifests, write the report, name its page."""
+    from ham.config import load_config
+    from ham.report.rows import read_rows
+
+    rows = read_rows(arguments.rows)
+    config = load_config(arguments.config) if arguments.config else None
+    manifests = find_manifests(arguments.rows, arguments.manifest)
+    # After the rows are known to be good: matplotlib and pandas take a second to load.
+    from ham.progress import ProgressReporter
+    from ham.report.build import build_report, figure_count
+
+    with ProgressReporter("report", figure_count()) as progress:
+        listing = build_report(
+            rows,
+            arguments.out,
+            config=config,
+            manifests=manifests,
+            progress=lambda name: progress.advance(note=name),
+        )
+    print(f"{arguments.out / 'index.html'}")
+    for item in listing["skipped"]:
+        print(f"not drawn: {item['title']}: {item['reason']}")
+    if listing["failed_rows"]:
+        print(f"{listing['failed_rows']} failed cells are listed on the page")
+    return 0
+
+
+def find_manifests(rows_files: list[Path], named: list[Path]) -> list[dict]:
+    """The manifests beside rows files where there are any, and those named, which must exist."""
+    from ham.report.manifest import manifest_path, read_manifest
+
+    beside = [path for path in map(manifest_path, rows_files) if path.is_file()]
+    return [read_manifest(path) for path in [*beside, *named]]

@@ -1,0 +1,143 @@
+"""Training batches as a pure function of the seed and the step.
+
+No position is ever stored: a run resumed at step s reads exactly the rows that an undisturbed run
+reads there, and every architecture reads the same rows in the same order.
+
+Text rows are windows of `context` + 1 tokens of the shard's stream, in which an end-of-text token
+closes each document. The windows of one epoch tile the stream from a random phase and come in a
+random order, each at most once. With probability `recall_fraction`, a row is made of recall
+documents instead and the window at its place in the order is skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ham.errors import ConfigError
+from ham.train.recall_documents import needle_document, needle_minimum_length, pairs_document
+from ham.train.shards import TokenShard
+from ham.train.tokenizer import Tokenizer
+
+MAX_TRAINING_PAIRS = 64
+
+# Streams of random numbers that must not depend on each other.
+_EPOCH_STREAM, _RECALL_STREAM, _CHOICE_STREAM = 1, 2, 3
+
+
+class Batch(NamedTuple):
+    """Rows of one step.
+
+    Attributes:
+        inputs_BT: Int64 tokens.
+        targets_BT: Int64; the inputs shifted by one, so row b, column t is to be predicted from
+            columns 0..t of `inputs_BT`.
+        is_recall_B: Boolean; which rows are made of recall documents.
+    """
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    is_recall_B: Tensor
+
+
+class BatchSampler:
+    """Draws the rows of any step.
+
+    Args:
+        shard: Token stream to read.
+        tokenizer: The tokenizer of that shard.
+        context: Tokens T of a row.
+        batch_size: Rows B of a batch.
+        recall_fraction: Probability that a row is made of recall documents, 0..1.
+        seed: Decides the order, the phases and the recall documents.
+
+    Raises:
+        ConfigError: If the shard was made by another tokenizer or is shorter than one row.
+    """
+
+    def __init__(
+        self,
+        shard: TokenShard,
+        tokenizer: Tokenizer,
+        context: int,
+        batch_size: int,
+        recall_fraction: float,
+        seed: int,
+    ):
+        if shard.tokenizer_name != tokenizer.name:
+            raise ConfigError(
+                f"the shard was made with tokenizer {shard.tokenizer_name!r}, not "
+                f"{tokenizer.name!r}; run `ham prepare` again"
+            )
+        if len(shard.tokens) <= context:
+            raise ConfigError(
+                f"a context of {context} tokens needs a shard of at least {context + 1}, "
+                f"it has {len(shard.tokens)}"
+            )
+        self.shard = shard
+        self.tokenizer = tokenizer
+        self.context = context
+        self.batch_size = batch_size
+        self.recall_fraction = recall_fraction
+        self.seed = seed
+        self.windows = max(1, (len(shard.tokens) - context) // context)
+        self._has_needles = context + 1 >= needle_minimum_length(tokenizer)
+        # Bound to this object, so that dropping a sampler drops its permutations.
+        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, from 0; the same for the same seed and step."""
+        places = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
+        chances = _uniform(places, self.seed, _CHOICE_STREAM)
+        is_recall = chances < self.recall_fraction
+        rows = np.empty((self.batch_size, self.context + 1), dtype=np.int64)
+        for row, place in enumerate(places.tolist()):
+            rows[row] = self._recall_row(place) if is_recall[row] else self._text_row(place)
+        rows_BS = torch.from_numpy(rows)
+        return Batch(rows_BS[:, :-1], rows_BS[:, 1:], torch.from_numpy(is_recall))
+
+    def _text_row(self, place: int) -> np.ndarray:
+        epoch, index = divmod(place, self.windows)
+        phase, order = self._epoch(epoch)
+        start = phase + int(order[index]) * self.context
+        return self.shard.tokens[start : start + self.context + 1]
+
+    def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        """Phase and order of the windows of one epoch."""
+        rng = np.random.default_rng((self.seed, _EPOCH_STREAM, epoch))
+        last = len(self.shard.tokens) - 1 - self.windows * self.context
+        phase = int(rng.integers(min(self.context, last + 1)))
+        return phase, rng.permutation(self.windows)
+
+    def _recall_row(self, place: int) -> list[int]:
+        """One needle document, or pairs documents one after another, cut to the row."""
+        rng = np.random.default_rng((self.seed, _RECALL_STREAM, place))
+        length = self.context + 1
+        if self._has_needles and rng.random() < 0.5:
+            depth = float(rng.random())
+            return needle_document(rng, self.tokenizer, self.shard.tokens, length, depth).tokens
+        tokens: list[int] = []
+        # A pair takes two lines of six bytes; at most half a row is one document. Each octave of
+        # sizes gets the same share of tokens: small documents teach the look-up that large ones
+        # then need (about twice as soon, in a small transformer, as with equal counts).
+        most = min(MAX_TRAINING_PAIRS, max(2, length // 24))
+        while len(tokens) < length:
+            pairs = int(2 / (1 - rng.random() * (1 - 2 / (most + 1))))
+            tokens += pairs_document(rng, self.tokenizer, pairs, pairs).tokens
+        return tokens[:length]
+
+
+def _uniform(places: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """Numbers in [0, 1) that depend on each place alone: splitmix64 of seed, stream and place."""
+    with np.errstate(over="ignore"):
+        state = places + np.uint64((seed * 0x9E3779B97F4A7C15 + stream) % 2**64)
+        for _ in range(2):
+            state = state + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(11)).astype(np.float64) / 2**53

