@@ -54,8 +54,8 @@ def decay_parts(dtype: torch.dtype) -> int:
     return 1 if dtype == torch.bfloat16 else 2
 
 
-# Each was compared with float64 on an H100 under Triton 3.6; compare before adding one. Gradients of
-# keys came out wrong with 32 key and 64 value columns, hence the bound on their width in `tiles`.
+# Each was compared with float64 on an H100 under Triton 3.6; compare before adding one. Gradients
+# of keys came out wrong with 32 key and 64 value columns, hence the bound on the width in `tiles`.
 WALK_TILES = (Tile(64, 4, 2), Tile(32, 4, 2), Tile(32, 4, 3))
 GRADIENT_TILES = (Tile(64, 4, 2), Tile(32, 4, 2))
 FLOAT32_TILES = (Tile(32, 4, 1),)
