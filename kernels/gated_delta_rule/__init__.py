@@ -5,10 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from ham.kernels.chunks import resolve_chunk_size
-from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput, check_arguments
+from ham.kernels.gated_delta_rule.arguments import (
+    GatedDeltaRuleOutput,
+    ScoredOutput,
+    check_arguments,
+)
 from ham.kernels.gated_delta_rule.chunked import chunked
 from ham.kernels.gated_delta_rule.cost import chunked_flops, cost
 from ham.kernels.gated_delta_rule.reference import gated_delta_rule_step, reference
+from ham.kernels.gated_delta_rule.triton_provider import available, run, triton
 from ham.kernels.registry import (
     REFERENCE,
     Operation,
@@ -17,12 +22,15 @@ from ham.kernels.registry import (
     find_provider,
     register_operation,
 )
+from ham.routing import ScoreName, head_scores
 
 __all__ = [
     "GatedDeltaRuleOutput",
+    "ScoredOutput",
     "chunked_flops",
     "cost",
     "gated_delta_rule",
+    "gated_delta_rule_scored",
     "gated_delta_rule_step",
 ]
 
@@ -78,8 +86,64 @@ def gated_delta_rule(
     )
 
 
+def gated_delta_rule_scored(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    log_decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    *,
+    score: ScoreName = "cosine",
+    initial_state_BHKV: Tensor | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    provider: str = "torch",
+) -> ScoredOutput:
+    """`gated_delta_rule` with the score of every token and head instead of its prediction.
+
+    A prediction is as large as the values in float32; a score is one number. A provider that makes
+    scores while it has the predictions at hand, as `triton` does, saves that traffic.
+
+    Args:
+        q_BTHK: As in `gated_delta_rule`, like all arguments but the next.
+        k_BTHK: Keys.
+        v_BTHV: Values.
+        log_decay_BTH: Logarithm of the decay.
+        beta_BTH: Write strength.
+        score: As defined by `ham.routing.head_scores`.
+        initial_state_BHKV: State before the first token. Default: zeros.
+        scale: Multiplies the queries. Default: K ** -0.5.
+        chunk_size: Tokens per chunk of the provider `torch`.
+        provider: A provider registered in `ham.kernels.registry`.
+
+    Raises:
+        ConfigError: If the provider or the score is unknown.
+        DeviceError: If the provider cannot run on the device of the inputs.
+        ValueError: If shapes do not fit together.
+    """
+    inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)
+    if provider == "triton":
+        check_arguments(*inputs, initial_state_BHKV)
+        find_provider("gated_delta_rule", provider, q_BTHK.device)
+        scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+        o_BTHV, final_state_BHKV, _, score_BTH = run(
+            *inputs, initial_state_BHKV=initial_state_BHKV, scale=scale, score=score
+        )
+        return ScoredOutput(o_BTHV, final_state_BHKV, score_BTH)
+    output = gated_delta_rule(
+        *inputs,
+        initial_state_BHKV=initial_state_BHKV,
+        scale=scale,
+        chunk_size=chunk_size,
+        provider=provider,
+    )
+    score_BTH = head_scores(score, output.prediction_BTHV, v_BTHV, beta_BTH)
+    return ScoredOutput(output.o_BTHV, output.final_state_BHKV, score_BTH)
+
+
 register_operation(
     Operation("gated_delta_rule", gated_delta_rule),
     Provider(REFERENCE, reference, anywhere),
     Provider("torch", chunked, anywhere),
+    Provider("triton", triton, available),
 )

@@ -22,6 +22,21 @@ class GatedDeltaRuleOutput(NamedTuple):
     prediction_BTHV: Tensor
 
 
+class ScoredOutput(NamedTuple):
+    """Result of the gated delta rule with routing scores in place of predictions.
+
+    Attributes:
+        o_BTHV: Read-out `S_t^T q_t`, in the dtype of `v_BTHV`.
+        final_state_BHKV: State after the last token, float32 (float64 for float64 inputs).
+        score_BTH: How badly the state predicted each value, without gradient; float32 (float64 for
+            float64 inputs).
+    """
+
+    o_BTHV: Tensor
+    final_state_BHKV: Tensor
+    score_BTH: Tensor
+
+
 def check_arguments(
     q_BTHK: Tensor,
     k_BTHK: Tensor,

@@ -1,0 +1,225 @@
+"""Launch 1 of the Triton gated delta rule: gates and inverted triangle of every chunk.
+
+Letters of the kernels: B batch, T tokens, H heads, K key size, V value size, M chunks, C = 64
+tokens per chunk; `p_` pointer, `o_` offsets, `i_` index, `b_` block in registers. The derivation
+stands in the README beside this file.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, padded, precision
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _block_gates(p_log_decay, p_beta, row, mask, before):
+    """Cumulative decay of 16 tokens in units of log2, as two float32 that add up to a float64.
+
+    One float32 would lose what strong decay adds up: 6e-5 of the differences at 64 × log2(e^-10).
+    """
+    b_decay = tl.load(p_log_decay + row, mask=mask, other=0.0).to(tl.float64) * LOG2_E
+    b_total = before + tl.cumsum(b_decay, 0)
+    b_high = b_total.to(tl.float32)
+    b_low = (b_total - b_high.to(tl.float64)).to(tl.float32)
+    b_beta = tl.load(p_beta + row, mask=mask, other=0.0).to(tl.float32)
+    return b_high, b_low, b_beta, before + tl.sum(b_decay, 0)
+
+
+@triton.jit
+def _store_gates(p_gates, o, b_high, b_low, b_beta, C: tl.constexpr):
+    tl.store(p_gates + o, b_high)
+    tl.store(p_gates + C + o, b_low)
+    tl.store(p_gates + 2 * C + o, b_beta)
+
+
+@triton.jit
+def _weighted(b_product, high_i, low_i, high_j, low_j, beta_j):
+    """`Gamma_ij (k_i . k_j) beta_j` for a block below or on the diagonal.
+
+    No decay grows: the minimum keeps entries above the diagonal, which nobody uses, finite.
+    """
+    difference = (high_i[:, None] - high_j[None, :]) + (low_i[:, None] - low_j[None, :])
+    return b_product * tl.exp2(tl.minimum(difference, 0.0)) * beta_j[None, :]
+
+
+@triton.jit
+def _invert_diagonal(b_lower, PRECISION: tl.constexpr):
+    """`(I + L)^-1` of a 16 × 16 block whose part on and above the diagonal is ignored.
+
+    Two levels of the finite series `(I + N)^-1 = I - N + N^2 - N^3`: over the 4 × 4 blocks on the
+    diagonal, and over what is left, where `N^4 = 0` too. One series over all 16 rows would add
+    terms up to 6435 times larger than their sum (equal keys, beta = 1), these at most 3 times.
+    """
+    o_r = tl.arange(0, 16)[:, None]
+    o_c = tl.arange(0, 16)[None, :]
+    eye = tl.where(o_r == o_c, 1.0, 0.0)
+    b_lower = tl.where(o_r > o_c, b_lower, 0.0)
+    b_inner = tl.where(o_r // 4 == o_c // 4, b_lower, 0.0)
+    b_square = tl.dot(b_inner, b_inner, input_precision=PRECISION)
+    b_cube = tl.dot(b_inner, b_square, input_precision=PRECISION)
+    b_inverse = eye - b_inner + b_square - b_cube
+    b_outer = tl.dot(b_inverse, b_lower - b_inner, input_precision=PRECISION)
+    b_square = tl.dot(b_outer, b_outer, input_precision=PRECISION)
+    b_cube = tl.dot(b_outer, b_square, input_precision=PRECISION)
+    b_series = eye - b_outer + b_square - b_cube
+    return tl.dot(b_series, b_inverse, input_precision=PRECISION)
+
+
+@triton.jit
+def _load_rows(p_k, row, mask, i_k, K: tl.constexpr, BK: tl.constexpr):
+    o_k = i_k + tl.arange(0, BK)
+    return tl.load(
+        p_k + row[:, None] * K + o_k[None, :], mask=mask[:, None] & (o_k < K)[None, :], other=0.0
+    )
+
+
+@triton.jit
+def _store_block(p_inverse, b_block, i_r: tl.constexpr, i_c: tl.constexpr, C: tl.constexpr):
+    o_r = i_r * 16 + tl.arange(0, 16)[:, None]
+    o_c = i_c * 16 + tl.arange(0, 16)[None, :]
+    tl.store(p_inverse + o_r * C + o_c, b_block.to(p_inverse.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["T", "M", "H"])
+def inverse_kernel(
+    p_k,
+    p_log_decay,
+    p_beta,
+    p_inverse,
+    p_gates,
+    T,
+    M,
+    H,
+    K: tl.constexpr,
+    BK: tl.constexpr,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gates and `(I + tril(Gamma o K K^T, -1) diag(beta))^-1 - I` of one chunk of one head."""
+    i_m = tl.program_id(0)
+    i_bh = tl.program_id(1).to(tl.int64)
+    i_b = i_bh // H
+    i_h = i_bh % H
+    p_gates += (i_bh * M + i_m) * 3 * C
+    p_inverse += (i_bh * M + i_m) * C * C
+
+    o = tl.arange(0, 16)
+    t0 = i_m * C + o
+    t1, t2, t3 = t0 + 16, t0 + 32, t0 + 48
+    m0, m1, m2, m3 = t0 < T, t1 < T, t2 < T, t3 < T
+    r0 = (i_b * T + t0) * H + i_h
+    r1, r2, r3 = r0 + 16 * H, r0 + 32 * H, r0 + 48 * H
+    zero = tl.sum(tl.zeros([16], tl.float64), 0)
+    high0, low0, beta0, total = _block_gates(p_log_decay, p_beta, r0, m0, zero)
+    high1, low1, beta1, total = _block_gates(p_log_decay, p_beta, r1, m1, total)
+    high2, low2, beta2, total = _block_gates(p_log_decay, p_beta, r2, m2, total)
+    high3, low3, beta3, total = _block_gates(p_log_decay, p_beta, r3, m3, total)
+    _store_gates(p_gates, o, high0, low0, beta0, C)
+    _store_gates(p_gates, o + 16, high1, low1, beta1, C)
+    _store_gates(p_gates, o + 32, high2, low2, beta2, C)
+    _store_gates(p_gates, o + 48, high3, low3, beta3, C)
+
+    a00 = tl.zeros([16, 16], tl.float32)
+    a10, a11 = a00, a00
+    a20, a21, a22 = a00, a00, a00
+    a30, a31, a32, a33 = a00, a00, a00, a00
+    for i_k in range(0, K, BK):
+        k0 = _load_rows(p_k, r0, m0, i_k, K, BK)
+        k1 = _load_rows(p_k, r1, m1, i_k, K, BK)
+        k2 = _load_rows(p_k, r2, m2, i_k, K, BK)
+        k3 = _load_rows(p_k, r3, m3, i_k, K, BK)
+        a00 = tl.dot(k0, tl.trans(k0), a00, input_precision=PRECISION)
+        a10 = tl.dot(k1, tl.trans(k0), a10, input_precision=PRECISION)
+        a20 = tl.dot(k2, tl.trans(k0), a20, input_precision=PRECISION)
+        a30 = tl.dot(k3, tl.trans(k0), a30, input_precision=PRECISION)
+        a11 = tl.dot(k1, tl.trans(k1), a11, input_precision=PRECISION)
+        a21 = tl.dot(k2, tl.trans(k1), a21, input_precision=PRECISION)
+        a31 = tl.dot(k3, tl.trans(k1), a31, input_precision=PRECISION)
+        a22 = tl.dot(k2, tl.trans(k2), a22, input_precision=PRECISION)
+        a32 = tl.dot(k3, tl.trans(k2), a32, input_precision=PRECISION)
+        a33 = tl.dot(k3, tl.trans(k3), a33, input_precision=PRECISION)
+
+    x00 = _invert_diagonal(_weighted(a00, high0, low0, high0, low0, beta0), PRECISION)
+    x11 = _invert_diagonal(_weighted(a11, high1, low1, high1, low1, beta1), PRECISION)
+    x22 = _invert_diagonal(_weighted(a22, high2, low2, high2, low2, beta2), PRECISION)
+    x33 = _invert_diagonal(_weighted(a33, high3, low3, high3, low3, beta3), PRECISION)
+    l10 = _weighted(a10, high1, low1, high0, low0, beta0)
+    l20 = _weighted(a20, high2, low2, high0, low0, beta0)
+    l30 = _weighted(a30, high3, low3, high0, low0, beta0)
+    l21 = _weighted(a21, high2, low2, high1, low1, beta1)
+    l31 = _weighted(a31, high3, low3, high1, low1, beta1)
+    l32 = _weighted(a32, high3, low3, high2, low2, beta2)
+
+    x10 = -tl.dot(x11, tl.dot(l10, x00, input_precision=PRECISION), input_precision=PRECISION)
+    x21 = -tl.dot(x22, tl.dot(l21, x11, input_precision=PRECISION), input_precision=PRECISION)
+    x32 = -tl.dot(x33, tl.dot(l32, x22, input_precision=PRECISION), input_precision=PRECISION)
+    s20 = tl.dot(l20, x00, input_precision=PRECISION)
+    s20 = tl.dot(l21, x10, s20, input_precision=PRECISION)
+    x20 = -tl.dot(x22, s20, input_precision=PRECISION)
+    s31 = tl.dot(l31, x11, input_precision=PRECISION)
+    s31 = tl.dot(l32, x21, s31, input_precision=PRECISION)
+    x31 = -tl.dot(x33, s31, input_precision=PRECISION)
+    s30 = tl.dot(l30, x00, input_precision=PRECISION)
+    s30 = tl.dot(l31, x10, s30, input_precision=PRECISION)
+    s30 = tl.dot(l32, x20, s30, input_precision=PRECISION)
+    x30 = -tl.dot(x33, s30, input_precision=PRECISION)
+
+    eye = tl.where(o[:, None] == o[None, :], 1.0, 0.0)
+    nothing = tl.zeros([16, 16], tl.float32)
+    _store_block(p_inverse, x00 - eye, 0, 0, C)
+    _store_block(p_inverse, x10, 1, 0, C)
+    _store_block(p_inverse, x11 - eye, 1, 1, C)
+    _store_block(p_inverse, x20, 2, 0, C)
+    _store_block(p_inverse, x21, 2, 1, C)
+    _store_block(p_inverse, x22 - eye, 2, 2, C)
+    _store_block(p_inverse, x30, 3, 0, C)
+    _store_block(p_inverse, x31, 3, 1, C)
+    _store_block(p_inverse, x32, 3, 2, C)
+    _store_block(p_inverse, x33 - eye, 3, 3, C)
+    _store_block(p_inverse, nothing, 0, 1, C)
+    _store_block(p_inverse, nothing, 0, 2, C)
+    _store_block(p_inverse, nothing, 0, 3, C)
+    _store_block(p_inverse, nothing, 1, 2, C)
+    _store_block(p_inverse, nothing, 1, 3, C)
+    _store_block(p_inverse, nothing, 2, 3, C)
+
+
+def invert_chunks(k_BTHK: Tensor, log_decay_BTH: Tensor, beta_BTH: Tensor) -> Gates:
+    """Launch `inverse_kernel` over all chunks.
+
+    Args:
+        k_BTHK: Contiguous keys, float32 or bfloat16.
+        log_decay_BTH: Contiguous logarithms of the decay.
+        beta_BTH: Contiguous write strengths.
+
+    Returns:
+        The inverted triangles in the dtype of the keys and the gates in float32.
+    """
+    batch, time, heads, key_size = k_BTHK.shape
+    chunks = triton.cdiv(time, CHUNK)
+    float32 = {"dtype": torch.float32, "device": k_BTHK.device}
+    gates_XM3C = torch.empty(batch * heads, chunks, 3, CHUNK, **float32)
+    square = (batch * heads, chunks, CHUNK, CHUNK)
+    inverse_XMCC = torch.empty(square, dtype=k_BTHK.dtype, device=k_BTHK.device)
+    inverse_kernel[(chunks, batch * heads)](
+        k_BTHK,
+        log_decay_BTH,
+        beta_BTH,
+        inverse_XMCC,
+        gates_XM3C,
+        time,
+        chunks,
+        heads,
+        K=key_size,
+        BK=min(padded(key_size), 64),
+        C=CHUNK,
+        PRECISION=precision(k_BTHK.dtype),
+        num_warps=1,
+    )
+    return Gates(gates_XM3C, inverse_XMCC)
