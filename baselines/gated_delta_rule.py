@@ -8,7 +8,6 @@ unless told otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -29,11 +28,11 @@ from ham.model.mixer import (
     MixerAux,
     MixerOptions,
     MixerShape,
-    MixerState,
     SequenceMixer,
     StateBytes,
 )
 from ham.model.registry import register_baseline
+from ham.model.states import RecurrentState
 
 
 class GatedDeltaRuleOptions(MixerOptions):
@@ -46,23 +45,6 @@ class GatedDeltaRuleOptions(MixerOptions):
 
     conv_size: Positive = 4
     expand_v: Positive = 1
-
-
-@dataclass
-class GatedDeltaRuleState(MixerState):
-    """The recurrent state and the inputs the convolution still needs."""
-
-    recurrent_BHKV: Tensor
-    history_BWC: Tensor
-
-    def tensors(self) -> dict[str, list[Tensor]]:
-        """All tensors held, by kind."""
-        return {"recurrent": [self.recurrent_BHKV], "conv": [self.history_BWC]}
-
-    def select(self, index_B: Tensor) -> None:
-        """Keep the sequences `index_B`, in that order."""
-        self.recurrent_BHKV = self.recurrent_BHKV[index_B]
-        self.history_BWC = self.history_BWC[index_B]
 
 
 @register_baseline("gated_delta_rule")
@@ -92,16 +74,16 @@ class GatedDeltaRule(SequenceMixer):
 
     def init_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
-    ) -> GatedDeltaRuleState:
+    ) -> RecurrentState:
         """A zero state."""
         heads, head_dim = self.shape.heads, self.shape.head_dim
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         state_BHKV = torch.zeros(
             batch_size, heads, head_dim, self.value_width // heads, device=device, dtype=wide
         )
-        return GatedDeltaRuleState(state_BHKV, self.conv.init_history(batch_size, device, dtype))
+        return RecurrentState(state_BHKV, self.conv.init_history(batch_size, device, dtype))
 
-    def prefill(self, x_BTD: Tensor, state: GatedDeltaRuleState) -> tuple[Tensor, MixerAux]:
+    def prefill(self, x_BTD: Tensor, state: RecurrentState) -> tuple[Tensor, MixerAux]:
         """Continue from `state` with T tokens."""
         q_BTHK, k_BTHK, v_BTHV, state.history_BWC = self._project(x_BTD, state.history_BWC)
         memory = gated_delta_rule(
@@ -109,23 +91,23 @@ class GatedDeltaRule(SequenceMixer):
             k_BTHK,
             v_BTHV,
             *self.gates(x_BTD),
-            initial_state_BHKV=state.recurrent_BHKV,
+            initial_state_BHKV=state.recurrent,
         )
-        state.recurrent_BHKV = memory.final_state_BHKV
+        state.recurrent = memory.final_state_BHKV
         return self._output(x_BTD, memory.o_BTHV), MixerAux()
 
-    def step(self, x_BD: Tensor, state: GatedDeltaRuleState) -> Tensor:
+    def step(self, x_BD: Tensor, state: RecurrentState) -> Tensor:
         """Continue from `state` with one token."""
         x_BTD = x_BD[:, None]
         q_BTHK, k_BTHK, v_BTHV, state.history_BWC = self._project(x_BTD, state.history_BWC)
         log_decay_BTH, beta_BTH = self.gates(x_BTD)
-        o_BHV, state.recurrent_BHKV, _ = gated_delta_rule_step(
+        o_BHV, state.recurrent, _ = gated_delta_rule_step(
             q_BTHK[:, 0],
             k_BTHK[:, 0],
             v_BTHV[:, 0],
             log_decay_BTH[:, 0],
             beta_BTH[:, 0],
-            state.recurrent_BHKV,
+            state.recurrent,
         )
         return self._output(x_BTD, o_BHV[:, None])[:, 0]
 

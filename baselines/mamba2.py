@@ -7,7 +7,6 @@ recurrence with the D skip; RMSNorm of y × SiLU(z). Deviation: one group of B a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,11 +22,11 @@ from ham.model.mixer import (
     MixerAux,
     MixerOptions,
     MixerShape,
-    MixerState,
     SequenceMixer,
     StateBytes,
 )
 from ham.model.registry import register_baseline
+from ham.model.states import RecurrentState
 
 
 class Mamba2Options(MixerOptions):
@@ -44,23 +43,6 @@ class Mamba2Options(MixerOptions):
     expand: Positive = 2
     head_dim: Positive = 64
     conv_size: Positive = 4
-
-
-@dataclass
-class Mamba2State(MixerState):
-    """The recurrent state and the inputs the convolution still needs."""
-
-    recurrent_BHPS: Tensor
-    history_BWC: Tensor
-
-    def tensors(self) -> dict[str, list[Tensor]]:
-        """All tensors held, by kind."""
-        return {"recurrent": [self.recurrent_BHPS], "conv": [self.history_BWC]}
-
-    def select(self, index_B: Tensor) -> None:
-        """Keep the sequences `index_B`, in that order."""
-        self.recurrent_BHPS = self.recurrent_BHPS[index_B]
-        self.history_BWC = self.history_BWC[index_B]
 
 
 @register_baseline("mamba2")
@@ -95,16 +77,18 @@ class Mamba2(SequenceMixer):
         memory = ssd(x, dt, -self.log_rate_H.exp(), b, c, self.skip_H)
         return self._output(memory.y_BTHP, z), MixerAux()
 
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Mamba2State:
+    def init_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> RecurrentState:
         """A zero state."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         sizes = (batch_size, self.heads, self.options.head_dim, self.options.state_size)
-        return Mamba2State(
+        return RecurrentState(
             torch.zeros(sizes, device=device, dtype=wide),
             self.conv.init_history(batch_size, device, dtype),
         )
 
-    def prefill(self, x_BTD: Tensor, state: Mamba2State) -> tuple[Tensor, MixerAux]:
+    def prefill(self, x_BTD: Tensor, state: RecurrentState) -> tuple[Tensor, MixerAux]:
         """Continue from `state` with T tokens."""
         z, x, b, c, dt, state.history_BWC = self._project(x_BTD, state.history_BWC)
         memory = ssd(
@@ -114,22 +98,22 @@ class Mamba2(SequenceMixer):
             b,
             c,
             self.skip_H,
-            initial_state_BHPS=state.recurrent_BHPS,
+            initial_state_BHPS=state.recurrent,
         )
-        state.recurrent_BHPS = memory.final_state_BHPS
+        state.recurrent = memory.final_state_BHPS
         return self._output(memory.y_BTHP, z), MixerAux()
 
-    def step(self, x_BD: Tensor, state: Mamba2State) -> Tensor:
+    def step(self, x_BD: Tensor, state: RecurrentState) -> Tensor:
         """Continue from `state` with one token."""
         z, x, b, c, dt, state.history_BWC = self._project(x_BD[:, None], state.history_BWC)
-        y_BHP, state.recurrent_BHPS = ssd_step(
+        y_BHP, state.recurrent = ssd_step(
             x[:, 0],
             dt[:, 0],
             -self.log_rate_H.exp(),
             b[:, 0],
             c[:, 0],
             self.skip_H,
-            state.recurrent_BHPS,
+            state.recurrent,
         )
         return self._output(y_BHP[:, None], z)[:, 0]
 

@@ -6,7 +6,6 @@ included (Beltagy et al. 2020, arXiv 2004.05150, without global tokens). Deviati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,11 +22,11 @@ from ham.model.mixer import (
     MixerAux,
     MixerOptions,
     MixerShape,
-    MixerState,
     SequenceMixer,
     StateBytes,
 )
 from ham.model.registry import register_baseline
+from ham.model.states import CacheState
 
 
 class SlidingWindowOptions(MixerOptions):
@@ -48,21 +47,6 @@ class SlidingWindowOptions(MixerOptions):
                 f"window {self.window} is larger than the context {context}; "
                 f"legal: 1..{context} (use mixer 'transformer' for full attention)"
             )
-
-
-@dataclass
-class SlidingWindowState(MixerState):
-    """Keys and values of the last tokens."""
-
-    cache: WindowKVCache
-
-    def tensors(self) -> dict[str, list[Tensor]]:
-        """All tensors held, by kind."""
-        return {"kv": self.cache.tensors()}
-
-    def select(self, index_B: Tensor) -> None:
-        """Keep the sequences `index_B`, in that order."""
-        self.cache.select(index_B)
 
 
 @register_baseline("sliding_window")
@@ -86,17 +70,13 @@ class SlidingWindow(SequenceMixer):
             MixerAux()
         )
 
-    def init_state(
-        self, batch_size: int, device: torch.device, dtype: torch.dtype
-    ) -> SlidingWindowState:
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> CacheState:
         """An empty ring of `window` slots."""
         like = torch.empty(0, device=device, dtype=dtype)
         heads, head_dim = self.shape.heads, self.shape.head_dim
-        return SlidingWindowState(
-            WindowKVCache(batch_size, self.options.window, heads, head_dim, like)
-        )
+        return CacheState(WindowKVCache(batch_size, self.options.window, heads, head_dim, like))
 
-    def prefill(self, x_BTD: Tensor, state: SlidingWindowState) -> tuple[Tensor, MixerAux]:
+    def prefill(self, x_BTD: Tensor, state: CacheState) -> tuple[Tensor, MixerAux]:
         """Read T tokens; each attends to the window that ends with it."""
         cache, start = state.cache, state.cache.length
         q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, start)
@@ -107,7 +87,7 @@ class SlidingWindow(SequenceMixer):
         cache.append(k_BTHK, v_BTHV)
         return self._output(o_BTHV), MixerAux()
 
-    def step(self, x_BD: Tensor, state: SlidingWindowState) -> Tensor:
+    def step(self, x_BD: Tensor, state: CacheState) -> Tensor:
         """Read one token; the ring then holds exactly the keys it may see."""
         q_BTHK, k_BTHK, v_BTHV = self._project(x_BD[:, None], state.cache.length)
         state.cache.append(k_BTHK, v_BTHV)

@@ -7,7 +7,6 @@ positions (arXiv 2104.09864), no biases. Deviation: none.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,11 +22,11 @@ from ham.model.mixer import (
     MixerAux,
     MixerOptions,
     MixerShape,
-    MixerState,
     SequenceMixer,
     StateBytes,
 )
 from ham.model.registry import register_baseline
+from ham.model.states import CacheState
 
 
 class TransformerOptions(MixerOptions):
@@ -38,21 +37,6 @@ class TransformerOptions(MixerOptions):
     """
 
     rope_base: PositiveFloat = 10_000.0
-
-
-@dataclass
-class TransformerState(MixerState):
-    """Keys and values of every token."""
-
-    cache: DenseKVCache
-
-    def tensors(self) -> dict[str, list[Tensor]]:
-        """All tensors held, by kind."""
-        return {"kv": self.cache.tensors()}
-
-    def select(self, index_B: Tensor) -> None:
-        """Keep the sequences `index_B`, in that order."""
-        self.cache.select(index_B)
 
 
 @register_baseline("transformer")
@@ -74,22 +58,18 @@ class Transformer(SequenceMixer):
         q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, start=0)
         return self._attend(q_BTHK, k_BTHK, v_BTHV), MixerAux()
 
-    def init_state(
-        self, batch_size: int, device: torch.device, dtype: torch.dtype
-    ) -> TransformerState:
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> CacheState:
         """An empty cache."""
         like = torch.empty(0, device=device, dtype=dtype)
-        return TransformerState(
-            DenseKVCache(batch_size, self.shape.heads, self.shape.head_dim, like)
-        )
+        return CacheState(DenseKVCache(batch_size, self.shape.heads, self.shape.head_dim, like))
 
-    def prefill(self, x_BTD: Tensor, state: TransformerState) -> tuple[Tensor, MixerAux]:
+    def prefill(self, x_BTD: Tensor, state: CacheState) -> tuple[Tensor, MixerAux]:
         """Append T tokens and attend over everything so far."""
         q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, start=state.cache.length)
         keys_BTHK, values_BTHV = state.cache.append(k_BTHK, v_BTHV)
         return self._attend(q_BTHK, keys_BTHK, values_BTHV), MixerAux()
 
-    def step(self, x_BD: Tensor, state: TransformerState) -> Tensor:
+    def step(self, x_BD: Tensor, state: CacheState) -> Tensor:
         """Append one token and attend over everything so far."""
         return self.prefill(x_BD[:, None], state)[0][:, 0]
 
