@@ -37,9 +37,9 @@ class ProgressReporter:
 
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=10),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
             )
