@@ -8,6 +8,7 @@ real tensors of the decoding state; the declared size of every mixer is compared
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,10 +60,18 @@ class Measurement:
         self._guarded(self._growth, max(self.settings.contexts))
 
     def _guarded(self, part: Callable[[int], None], context: int) -> None:
+        """All rows of a part, or its one error row: never both at the same coordinates."""
+        finished = len(self.writer.rows)
         try:
             part(context)
         except (HamError, RuntimeError) as error:
+            del self.writer.rows[finished:]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             experiment, metric, task = _FAILED_CELLS[part.__name__]
+            print(f"ham: warning: {task} at {context} tokens failed: {reason}", file=sys.stderr)
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            timed = experiment == "throughput"
             self.writer.add(
                 experiment,
                 metric,
@@ -70,7 +79,8 @@ class Measurement:
                 task=task,
                 x_name="context",
                 x_value=context,
-                error=f"{type(error).__name__}: {error}",
+                labels={"batch_size": self.settings.batch_size} if timed else {},
+                error=reason,
             )
 
     @torch.inference_mode()

@@ -79,3 +79,18 @@ def test_a_context_beyond_the_text_is_a_failed_row_and_the_rest_goes_on(tiny_mod
     }
     assert all("the test text has 60 tokens" in row.error for row in failed)
     assert values(rows, "prefill_ms", "prefill")[32] > 0
+
+
+def test_a_part_that_fails_halfway_leaves_only_its_error(tiny_model, monkeypatch, capsys) -> None:
+    def refuse(*_: object) -> int:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr("ham.measure.throughput.peak_extra_bytes", refuse)
+    rows = measure(tiny_model("transformer"))
+    for metric, task in (("prefill_ms", "prefill"), ("training_step_ms", "train")):
+        cells = [row for row in rows if (row.metric, row.task) == (metric, task)]
+        assert [row.error for row in cells] == ["RuntimeError: out of memory"] * 2
+        assert all(row.labels == {"batch_size": 2} for row in cells)
+    assert not [row for row in rows if row.task == "prefill" and row.value is not None]
+    assert set(values(rows, "decode_ms", "decode")) == {32, 96}
+    assert "prefill at 32 tokens failed: RuntimeError: out of memory" in capsys.readouterr().err
