@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ham.config import Positive
-from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from ham.kernels.gated_delta_rule import gated_delta_rule_scored, gated_delta_rule_step
 from ham.measure.cost import conv_flops, delta_rule_flops, linear_flops
 from ham.model.blocks import (
     DecayAndWriteGates,
@@ -54,6 +54,7 @@ class GatedDeltaRule(SequenceMixer):
     Options: ClassVar[type[MixerOptions]] = GatedDeltaRuleOptions
     title: ClassVar[str] = "Gated delta rule"
     paper: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464"
+    operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule",)
 
     def __init__(self, shape: MixerShape, options: GatedDeltaRuleOptions):
         super().__init__(shape, options)
@@ -69,7 +70,9 @@ class GatedDeltaRule(SequenceMixer):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
         """The rule over a sequence from an empty state."""
         q_BTHK, k_BTHK, v_BTHV, _ = self._project(x_BTD, None)
-        memory = gated_delta_rule(q_BTHK, k_BTHK, v_BTHV, *self.gates(x_BTD))
+        memory = gated_delta_rule_scored(
+            q_BTHK, k_BTHK, v_BTHV, *self.gates(x_BTD), score=None, provider=self.shape.kernels
+        )
         return self._output(x_BTD, memory.o_BTHV), MixerAux()
 
     def init_state(
@@ -86,12 +89,14 @@ class GatedDeltaRule(SequenceMixer):
     def prefill(self, x_BTD: Tensor, state: RecurrentState) -> tuple[Tensor, MixerAux]:
         """Continue from `state` with T tokens."""
         q_BTHK, k_BTHK, v_BTHV, state.history_BWC = self._project(x_BTD, state.history_BWC)
-        memory = gated_delta_rule(
+        memory = gated_delta_rule_scored(
             q_BTHK,
             k_BTHK,
             v_BTHV,
             *self.gates(x_BTD),
+            score=None,
             initial_state_BHKV=state.recurrent,
+            provider=self.shape.kernels,
         )
         state.recurrent = memory.final_state_BHKV
         return self._output(x_BTD, memory.o_BTHV), MixerAux()

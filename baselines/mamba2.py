@@ -52,6 +52,7 @@ class Mamba2(SequenceMixer):
     Options: ClassVar[type[MixerOptions]] = Mamba2Options
     title: ClassVar[str] = "Mamba-2"
     paper: ClassVar[str] = "Dao and Gu 2024, arXiv 2405.21060"
+    operations: ClassVar[tuple[str, ...]] = ("ssd",)
 
     def __init__(self, shape: MixerShape, options: Mamba2Options):
         super().__init__(shape, options)
@@ -74,7 +75,8 @@ class Mamba2(SequenceMixer):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
         """The recurrence over a sequence from an empty state."""
         z, x, b, c, dt, _ = self._project(x_BTD, None)
-        memory = ssd(x, dt, -self.log_rate_H.exp(), b, c, self.skip_H)
+        rate = -self.log_rate_H.exp()
+        memory = ssd(x, dt, rate, b, c, self.skip_H, provider=self.shape.kernels)
         return self._output(memory.y_BTHP, z), MixerAux()
 
     def init_state(
@@ -99,6 +101,7 @@ class Mamba2(SequenceMixer):
             c,
             self.skip_H,
             initial_state_BHPS=state.recurrent,
+            provider=self.shape.kernels,
         )
         state.recurrent = memory.final_state_BHPS
         return self._output(memory.y_BTHP, z), MixerAux()

@@ -83,6 +83,10 @@ class SkeletonConfig(Strict):
         default=True,
         description="Size each MLP so that totals agree with the first arm within 1 %.",
     )
+    kernels: Literal["auto", "triton", "torch", "reference"] = Field(
+        default="auto",
+        description="Provider of the operations in `kernels/`; auto: Triton where it can run.",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> SkeletonConfig:

@@ -21,7 +21,11 @@ from torch import Tensor, nn
 
 from ham.cache import INT32_BYTES, PAGE_TOKENS, PagedKVCache, grown_tokens
 from ham.config import Fraction, Positive, PositiveFloat
-from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from ham.kernels.gated_delta_rule import (
+    ScoredOutput,
+    gated_delta_rule_scored,
+    gated_delta_rule_step,
+)
 from ham.kernels.routed_attention import routed_attention, routed_attention_cached
 from ham.measure.cost import (
     attention_flops,
@@ -122,6 +126,7 @@ class HamMixer(SequenceMixer):
     title: ClassVar[str] = "HAM"
     paper: ClassVar[str] = "Lufkin et al. 2026, arXiv 2603.22325"
     routes: ClassVar[bool] = True
+    operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule", "routed_attention")
 
     def __init__(self, shape: MixerShape, options: HamOptions):
         super().__init__(shape, options)
@@ -147,18 +152,14 @@ class HamMixer(SequenceMixer):
         """Mix a whole sequence from an empty memory."""
         projected = self._project(x_BTD)
         memory = self._recur(projected)
-        score_BT = self._score(memory.prediction_BTHV, projected)
-        routed_BT = self.controller.route(score_BT)
-        attended_BTHV = routed_attention(
-            projected.attention_q_BTHK, projected.attention_k_BTHK, projected.v_BTHV, routed_BT
-        )
+        routed_BT = self.controller.route(memory.score_BT)
+        attended_BTHV = self._attend(projected, routed_BT)
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
-        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=score_BT)
+        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=memory.score_BT)
 
     def score(self, x_BTD: Tensor) -> Tensor:
         """Routing score of every token of a sequence read from an empty memory, `score_BT`."""
-        projected = self._project(x_BTD)
-        return self._score(self._recur(projected).prediction_BTHV, projected)
+        return self._recur(self._project(x_BTD)).score_BT
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> HamState:
         """Empty memories for a batch."""
@@ -174,14 +175,11 @@ class HamMixer(SequenceMixer):
         """Continue from `state` with T tokens at once and update it."""
         projected = self._project(x_BTD, state.history_BWC, state.position)
         memory = self._recur(projected, state.recurrent_BHKV)
-        score_BT = self._score(memory.prediction_BTHV, projected)
-        routed_BT = self.controller.route(score_BT)
+        routed_BT = self.controller.route(memory.score_BT)
         start, length = state.position, x_BTD.shape[1]
         state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, start)
         if start == 0:
-            attended_BTHV = routed_attention(
-                projected.attention_q_BTHK, projected.attention_k_BTHK, projected.v_BTHV, routed_BT
-            )
+            attended_BTHV = self._attend(projected, routed_BT)
         else:
             positions_BT = torch.arange(start, start + length, device=x_BTD.device)
             attended_BTHV = self._attend_cache(
@@ -191,7 +189,7 @@ class HamMixer(SequenceMixer):
         state.history_BWC = projected.history_BWC
         state.position += length
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
-        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=score_BT)
+        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=memory.score_BT)
 
     def step(self, x_BD: Tensor, state: HamState) -> Tensor:
         """Continue from `state` with one token and update it."""
@@ -280,14 +278,26 @@ class HamMixer(SequenceMixer):
             history_BWC=history_BWC,
         )
 
-    def _recur(self, projected: _Projected, state_BHKV: Tensor | None = None):
-        return gated_delta_rule(
+    def _recur(self, projected: _Projected, state_BHKV: Tensor | None = None) -> ScoredOutput:
+        return gated_delta_rule_scored(
             projected.recurrent_q_BTHK,
             projected.recurrent_k_BTHK,
             projected.v_BTHV,
             projected.log_decay_BTH,
             projected.beta_BTH,
+            score=self.options.score,
+            reduction=self.options.reduction,
             initial_state_BHKV=state_BHKV,
+            provider=self.shape.kernels,
+        )
+
+    def _attend(self, projected: _Projected, routed_BT: Tensor) -> Tensor:
+        return routed_attention(
+            projected.attention_q_BTHK,
+            projected.attention_k_BTHK,
+            projected.v_BTHV,
+            routed_BT,
+            provider=self.shape.kernels,
         )
 
     def _score(self, prediction_BTHV: Tensor, projected: _Projected) -> Tensor:

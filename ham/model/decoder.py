@@ -42,6 +42,7 @@ class ModelConfig:
         max_positions: Longest sequence the model may read.
         context: Training context.
         tokenizer: Name of the tokenizer.
+        kernels: Provider of the operations in `kernels/`, or `auto`.
     """
 
     arm: str
@@ -55,6 +56,7 @@ class ModelConfig:
     max_positions: int = 8192
     context: int = 512
     tokenizer: str = "byte"
+    kernels: str = "auto"
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
@@ -158,7 +160,12 @@ class DecoderLM(nn.Module):
         self.blocks = nn.ModuleList()
         for layer in range(config.layers):
             shape = MixerShape(
-                config.width, config.heads, layer, config.layers, config.max_positions
+                config.width,
+                config.heads,
+                layer,
+                config.layers,
+                config.max_positions,
+                config.kernels,
             )
             self.blocks.append(Block(config.width, config.mlp_width, cls(shape, options)))
         self.final_norm = RMSNorm(config.width)

@@ -34,6 +34,7 @@ class MixerShape:
         layer: Index of the layer, from 0.
         layers: Number of layers.
         max_positions: Longest sequence the mixer may be asked to read.
+        kernels: Provider of the operations in `kernels/`, or `auto`.
     """
 
     width: int
@@ -41,6 +42,7 @@ class MixerShape:
     layer: int = 0
     layers: int = 1
     max_positions: int = 8192
+    kernels: str = "auto"
 
     @property
     def head_dim(self) -> int:
@@ -122,6 +124,7 @@ class SequenceMixer(nn.Module, ABC):
         title: Name for tables and figures.
         paper: Where it is described.
         routes: Whether tokens are routed to the cache by a threshold.
+        operations: Operations of `kernels/` that it calls with `provider=shape.kernels`.
     """
 
     Options: ClassVar[type[MixerOptions]] = MixerOptions
@@ -129,6 +132,7 @@ class SequenceMixer(nn.Module, ABC):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     routes: ClassVar[bool] = False
+    operations: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, shape: MixerShape, options: MixerOptions):
         super().__init__()

@@ -66,4 +66,5 @@ def _with_mlp(config: Config, arm: ArmConfig, vocabulary_size: int, mlp_width: i
         max_positions=config.model.max_positions,
         context=config.data.context,
         tokenizer=config.data.tokenizer,
+        kernels=config.model.kernels,
     )
