@@ -101,7 +101,7 @@ def _shared(before: Figures, after: Figures) -> Iterator[Change]:
 
 def _matrix(before: Figures, after: Figures) -> Iterator[Change]:
     """Instructions of the matrix units: machine code if it differs, PTX only otherwise."""
-    names = sorted(name for name in before.keys() | after.keys() if name.endswith("mma"))
+    names = sorted(name for name in before.keys() | after.keys() if name.endswith(("mma", "mfma")))
     changed = [name for name in names if before.get(name, 0) != after.get(name, 0)]
     machine = [name for name in changed if not name.startswith("ptx_")]
     for name in machine or changed:

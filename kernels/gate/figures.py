@@ -12,14 +12,12 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import triton
-
 from ham.kernels.gate.targets import GateTarget
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 INSTRUCTION = re.compile(
     r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)", re.M
 )
@@ -34,30 +32,32 @@ COUNTED = {
     "atomics": ("ATOM", "ATOMG", "RED", "REDG"),
     "barriers": ("BAR",),
 }
-PORTABLE = {"ptx": {"tcgen05_mma": r"tcgen05\.mma"}, "amdgcn": {"mfma": r"\bv_mfma"}}
+MATRIX = {
+    "ptx": {
+        "ptx_wgmma": r"wgmma\.mma_async",
+        "ptx_mma": r"\bmma\.sync",
+        "ptx_tcgen05_mma": r"tcgen05\.mma\.",
+    },
+    "amdgcn": {"mfma": r"\bv_mfma"},
+}
 
 
 def figures_of(compiled: Any, target: GateTarget) -> dict[str, int]:
     """Figures of a kernel that Triton compiled; counts of 0 are left out."""
     metadata = compiled.metadata
     figures = {"warps": metadata.num_warps, "shared_bytes": metadata.shared}
-    if target.counted:
-        return figures | count_ptx(compiled.asm["ptx"]) | count_sass(_disassemble(compiled.asm))
-    columns = getattr(metadata, "tmem_size", None)
-    if columns:
+    if columns := getattr(metadata, "tmem_size", None):
         figures["tensor_memory_columns"] = columns
-    for kind, patterns in PORTABLE.items():
-        text = compiled.asm.get(kind) or ""
-        figures |= {name: n for name, p in patterns.items() if (n := len(re.findall(p, text)))}
+    for kind, patterns in MATRIX.items():
+        figures |= count_text(compiled.asm.get(kind) or "", patterns)
+    if target.counted:
+        figures |= count_sass(_disassemble(compiled.asm["cubin"]))
     return figures
 
 
-def count_ptx(text: str) -> dict[str, int]:
-    """Matrix instructions in PTX."""
-    counts = {
-        "ptx_wgmma": len(re.findall(r"^\s*(?:@\S+\s+)?wgmma\.mma_async", text, re.M)),
-        "ptx_mma": len(re.findall(r"^\s*(?:@\S+\s+)?mma\.sync", text, re.M)),
-    }
+def count_text(text: str, patterns: dict[str, str]) -> dict[str, int]:
+    """How often each pattern occurs in assembly; what does not occur is left out."""
+    counts = {name: len(re.findall(pattern, text)) for name, pattern in patterns.items()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -82,9 +82,14 @@ def count_sass(text: str) -> dict[str, int]:
     }
 
 
-def _disassemble(asm: Any) -> str:
+def tool(name: str) -> Path:
+    """A program that comes with Triton, found without importing Triton."""
+    return Path(find_spec("triton").origin).parent / "backends" / "nvidia" / "bin" / name
+
+
+def _disassemble(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
+        file.write(cubin)
         file.flush()
-        command = [str(CUOBJDUMP), "--dump-resource-usage", "--dump-sass", file.name]
+        command = [str(tool("cuobjdump")), "--dump-resource-usage", "--dump-sass", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -22,7 +22,7 @@ from ham.kernels.gate.snapshot import (
     snapshot_path,
     write_snapshot,
 )
-from ham.kernels.gate.targets import TARGETS, GateTarget, over_limits
+from ham.kernels.gate.targets import TARGETS, GateTarget, over_limits, starved
 from ham.progress import ProgressReporter
 
 KNOWN_FAILURES = Path(__file__).parent / "known_failures.json"
@@ -35,6 +35,8 @@ class GateResult:
 
     Attributes:
         triton: Version of Triton.
+        cases: All cases as the worker lists them.
+        targets: Names of the targets.
         figures: Of everything compiled.
         failures: For each of them the gate fails.
         notices: Good or harmless news.
@@ -42,6 +44,8 @@ class GateResult:
     """
 
     triton: str
+    cases: list[dict[str, Any]]
+    targets: list[str]
     figures: dict[Entry, Figures] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -72,11 +76,8 @@ def run_gate(
     everything: bool = False,
     update: bool = False,
     jobs: int = 2,
-    modules: Sequence[str] | None = None,
-    folder: Path = FOLDER,
-    path: Sequence[Path] = (),
 ) -> GateResult:
-    """Compile, check limits and compare with the snapshot.
+    """Compile the kernels of all operations, then `judge` them.
 
     Args:
         targets: What to compile for.
@@ -84,33 +85,50 @@ def run_gate(
             instructions are not counted each kernel once.
         update: Write what was compiled into the snapshot instead of comparing.
         jobs: Number of processes.
-        modules: Modules with `COMPILE_CASES`. Default: those of all operations.
-        folder: Where snapshots lie.
-        path: Folders to import from, before all others.
+    """
+    result = compile_cases(case_modules(), targets, everything=everything, jobs=jobs)
+    judge(result, FOLDER, update=update)
+    return result
+
+
+def compile_cases(
+    modules: Sequence[str],
+    targets: Sequence[GateTarget],
+    *,
+    everything: bool = False,
+    jobs: int = 2,
+    path: Sequence[Path] = (),
+) -> GateResult:
+    """Compile the cases of `modules`, which are looked for in the folders of `path` first.
 
     Raises:
         DeviceError: If the cases cannot be listed, e.g. because Triton cannot be imported.
     """
     names = [target.name for target in targets]
-    with WorkerPool(case_modules() if modules is None else modules, jobs, path) as pool:
+    with WorkerPool(modules, jobs, path) as pool:
         listed = pool.ask({"do": "list", "targets": names, "everything": everything})
         if "error" in listed:
             raise DeviceError(f"the gate cannot list its cases: {listed['error']}")
-        result = GateResult(listed["triton"])
-        cases = listed["cases"]
-        for case in cases:
+        result = GateResult(listed["triton"], listed["cases"], names)
+        for case in result.cases:
             if "error" in case:
                 result.failures.append(f"{case['operation']}, {case['name']} {case['error']}")
-        _compile(pool, _make_plan(cases, everything), result)
-    _check_size(cases, everything, result)
+        _compile(pool, _make_plan(result.cases, everything), result)
+    if not everything:
+        _check_size(result)
+    return result
+
+
+def judge(result: GateResult, folder: Path, *, update: bool = False) -> None:
+    """Add to a result what exceeds the limits, and what changed since the snapshot in `folder`."""
     _check_limits(result)
-    path_of_snapshot = snapshot_path(result.triton, folder)
-    before = read_snapshot(path_of_snapshot)
-    gone = [] if before is None else list(_vanished(before, result.figures, cases, names))
+    path = snapshot_path(result.triton, folder)
+    before = read_snapshot(path)
+    gone = [] if before is None else list(_vanished(before, result))
     if update:
         kept = {entry: before[entry] for entry in (before or {}) if entry not in gone}
-        write_snapshot(path_of_snapshot, result.triton, {**kept, **result.figures})
-        result.notices.append(f"wrote {path_of_snapshot}")
+        write_snapshot(path, result.triton, {**kept, **result.figures})
+        result.notices.append(f"wrote {path}")
     elif before is None:
         result.notices.append(
             f"no snapshot for Triton {result.triton}: everything was compiled and checked against "
@@ -118,7 +136,6 @@ def run_gate(
         )
     else:
         _compare(before, result, gone)
-    return result
 
 
 def _make_plan(cases: Sequence[dict[str, Any]], everything: bool) -> _Plan:
@@ -143,7 +160,7 @@ def _make_plan(cases: Sequence[dict[str, Any]], everything: bool) -> _Plan:
 
 def _compile(pool: WorkerPool, plan: _Plan, result: GateResult) -> None:
     keys = {_identity(request): key for key, request in plan.requests.items()}
-    known = read_json(KNOWN_FAILURES).get(result.triton, {})
+    known = read_json(KNOWN_FAILURES)
     result.compilations = len(keys)
     with ProgressReporter("kernels gate", len(keys)) as progress:
         for request, reply in pool.ask_all(list(plan.requests.values())):
@@ -176,27 +193,18 @@ def _subject(entries: Sequence[Entry]) -> str:
     return f"{first.operation}, {cases[0]}{more} on {first.target}: {first.kernel}"
 
 
-def _check_size(cases: Sequence[dict[str, Any]], everything: bool, result: GateResult) -> None:
+def _check_size(result: GateResult) -> None:
     """More than the time of the default set allows is said, not forbidden."""
-    if everything:
-        return
-    keys = {
-        key
-        for case in cases
-        for target, launches in case["launches"].items()
-        if TARGETS[target].counted
-        for _, key in launches
-    }
-    counted = len({target for case in cases for target in case["launches"]} & _counted_names())
-    if counted and len(keys) > MOST_LAUNCHES * counted:
+    keys: dict[str, set[str]] = {}
+    for case in result.cases:
+        for target, launches in case["launches"].items():
+            keys.setdefault(target, set()).update(key for _, key in launches)
+    most = max((len(each) for each in keys.values()), default=0)
+    if most > MOST_LAUNCHES:
         result.notices.append(
-            f"the default set has {len(keys) // counted} kernels per target, more than "
-            f"{MOST_LAUNCHES}: give some cases default=False"
+            f"the default set has {most} kernels, more than {MOST_LAUNCHES}: give some cases "
+            "default=False"
         )
-
-
-def _counted_names() -> set[str]:
-    return {target.name for target in TARGETS.values() if target.counted}
 
 
 def _check_limits(result: GateResult) -> None:
@@ -206,19 +214,27 @@ def _check_limits(result: GateResult) -> None:
         for problem in over_limits(figures, TARGETS[entry.target])
     ):
         result.failures.append(f"{_subject(entries)} {problem}")
+    for entries, figures in _grouped(
+        (entry, (figures["spill_store_bytes"], figures["registers"]))
+        for entry, figures in sorted(result.figures.items())
+        if starved(figures)
+    ):
+        spilled, registers = figures
+        result.notices.append(
+            f"{_subject(entries)} spills {spilled} bytes a thread with only {registers} registers "
+            "in use: ptxas gave up too early, a launch with maxnreg=255 makes it use all"
+        )
 
 
-def _vanished(
-    before: Snapshot, figures: Snapshot, cases: Sequence[dict[str, Any]], targets: Sequence[str]
-) -> Iterator[Entry]:
+def _vanished(before: Snapshot, result: GateResult) -> Iterator[Entry]:
     """Entries of cases that are no longer listed, or of kernels that their case launches no more.
 
     A case that was only listed, or that failed, says nothing about its kernels.
     """
-    listed = {(case["operation"], case["name"]) for case in cases}
-    tried = {entry[:3] for entry in figures if TARGETS[entry.target].counted}
+    listed = {(case["operation"], case["name"]) for case in result.cases}
+    tried = {entry[:3] for entry in result.figures if TARGETS[entry.target].counted}
     for entry in before:
-        missing = entry.target in targets and entry not in figures and entry[:3] in tried
+        missing = entry not in result.figures and entry[:3] in tried
         if entry[:2] not in listed or missing:
             yield entry
 

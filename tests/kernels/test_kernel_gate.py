@@ -1,0 +1,420 @@
+"""The static gate: what it notices, what it explains, and what it lets pass.
+
+Kernels are compiled in worker processes. Nothing here imports Triton, since tests in the same
+process want it as an interpreter.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ham.cli import main
+from ham.errors import ConfigError
+from ham.kernels.gate.compare import compare
+from ham.kernels.gate.figures import count_sass
+from ham.kernels.gate.pool import WorkerProcess, clean_environment
+from ham.kernels.gate.run import GateResult, case_modules, compile_cases, judge
+from ham.kernels.gate.snapshot import Entry, read_snapshot, snapshot_path, write_snapshot
+from ham.kernels.gate.targets import TARGETS, over_limits, parse_targets
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+HOPPER = parse_targets("sm_90")
+
+TOY = """
+import torch
+import triton
+import triton.language as tl
+from ham.kernels.compile_cases import CompileCase
+
+PRODUCT = "{product}"
+STAGES = {stages}
+WARPS = {warps}
+
+
+@triton.jit
+def product_kernel(p_a, p_b, p_o, PRODUCT: tl.constexpr):
+    o = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    a, b = tl.load(p_a + o), tl.load(p_b + o)
+    if PRODUCT == "dot":
+        c = tl.dot(a, b)
+    else:
+        c = tl.sum(a.to(tl.float32)[:, :, None] * b.to(tl.float32)[None, :, :] + 1, 1) - 16
+    tl.store(p_o + o, c)
+
+
+@triton.jit
+def loop_kernel(p_a, p_b, p_o, K, STAGES: tl.constexpr):
+    o_m = tl.arange(0, 128)
+    o_k = tl.arange(0, 64)
+    acc = tl.zeros([128, 128], tl.float32)
+    for i in tl.range(0, K, 64, num_stages=STAGES):
+        a = tl.load(p_a + o_m[:, None] * 4096 + i + o_k[None, :])
+        b = tl.load(p_b + o_m[:, None] * 4096 + i + o_k[None, :])
+        acc = tl.dot(a, tl.trans(b), acc)
+    tl.store(p_o + o_m[:, None] * 128 + o_m[None, :], acc)
+
+
+@triton.heuristics({{"SIZE": lambda args: 128}})
+@triton.jit
+def outer_kernel(p_a, p_o, SIZE: tl.constexpr):
+    o = tl.arange(0, SIZE)
+    a = tl.load(p_a + o)
+    c = tl.exp(a[:, None] * a[None, :])
+    c = c / tl.sum(c, 0)[None, :] + tl.sum(c, 1)[:, None]
+    tl.store(p_o + o[:, None] * SIZE + o[None, :], c)
+
+
+def product():
+    a = torch.zeros(16, 16, dtype=torch.bfloat16)
+    product_kernel[(1,)](a, a, torch.zeros(16, 16), PRODUCT=PRODUCT)
+
+
+def loop():
+    a = torch.zeros(128, 4096, dtype=torch.bfloat16)
+    loop_kernel[(1,)](a, a, torch.zeros(128, 128), 4096, STAGES=STAGES)
+
+
+def outer():
+    outer_kernel[(1,)](torch.zeros(128), torch.zeros(128, 128), num_warps=WARPS)
+
+
+COMPILE_CASES = (
+    CompileCase("product", product), CompileCase("loop", loop), CompileCase("outer", outer)
+)
+"""
+
+BROKEN = """
+import os
+
+import torch
+import triton
+import triton.language as tl
+from ham.kernels.compile_cases import CompileCase
+from ham.kernels.triton_target import target_of
+
+
+@triton.jit
+def number_kernel(n):
+    tl.device_print("n", n)
+
+
+@triton.jit
+def wrong_kernel(p_a):
+    tl.store(p_a + tl.arange(0, 3), 0.0)
+
+
+@triton.autotune([triton.Config({"N": 32}), triton.Config({"N": 64}, num_warps=8)], key=[])
+@triton.jit
+def tuned_kernel(p_a, N: tl.constexpr):
+    tl.store(p_a + tl.arange(0, N), 0.0)
+
+
+def unlucky():
+    if target_of(torch.device("cpu")).capability == (9, 0):
+        raise TypeError("no such tile")
+
+
+COMPILE_CASES = (
+    CompileCase("scalars", lambda: number_kernel[(1,)](3)),
+    CompileCase("nothing", lambda: None),
+    CompileCase("wrong", lambda: wrong_kernel[(1,)](torch.zeros(3))),
+    CompileCase("raises", unlucky),
+    CompileCase("tuned", lambda: tuned_kernel[(1,)](torch.zeros(64))),
+    CompileCase("tuned again", lambda: tuned_kernel[(1,)](torch.zeros(64))),
+    CompileCase("seldom", lambda: os._exit(7), default=False),
+)
+"""
+
+
+def compile_toys(folder: Path, **mutation: object) -> GateResult:
+    """The toy kernels, which differ from the healthy ones by `mutation`, compiled for Hopper."""
+    text = TOY.format(**{"product": "dot", "stages": 2, "warps": 16, **mutation})
+    (folder / "toy_cases.py").write_text(text)
+    return compile_cases(["toy_cases"], HOPPER, jobs=1, path=[folder])
+
+
+def judged(result: GateResult, folder: Path, *, update: bool = False) -> tuple[str, str]:
+    """Failures and notices about a copy of `result`."""
+    result = copy.deepcopy(result)
+    judge(result, folder, update=update)
+    return "\n".join(result.failures), "\n".join(result.notices)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> GateResult:
+    return compile_toys(tmp_path_factory.mktemp("healthy"))
+
+
+@pytest.fixture(scope="module")
+def mutated(tmp_path_factory: pytest.TempPathFactory) -> GateResult:
+    folder = tmp_path_factory.mktemp("mutated")
+    return compile_toys(folder, product="sums", stages=8, warps=1)
+
+
+@needs_triton
+def test_mutated_kernels_fail(healthy: GateResult, mutated: GateResult, tmp_path: Path) -> None:
+    failures, notices = judged(healthy, tmp_path, update=True)
+    assert failures == "" and "wrote" in notices
+    assert judged(healthy, tmp_path) == ("", "")
+    failures, _ = judged(mutated, tmp_path)
+    assert "product on sm_90: product_kernel has 0 HMMA matrix instructions, 1 before" in failures
+    assert "loop on sm_90: loop_kernel takes 262144 bytes of shared memory, sm_90 has" in failures
+    assert re.search(r"product_kernel takes \d+ registers a thread, \d+ before", failures)
+    assert "outer on sm_90: outer_kernel spills" in failures
+    assert "0 and 0 before: it loses time wherever that happens in a loop" in failures
+
+
+@needs_triton
+def test_improvement_passes_with_a_notice(healthy: GateResult, tmp_path: Path) -> None:
+    worse = {
+        entry: {**figures, "registers": figures["registers"] + 50}
+        for entry, figures in healthy.figures.items()
+    }
+    del worse[Entry("toy_cases", "product", "sm_90", "product_kernel")]
+    stale = Entry("toy_cases", "forgotten", "sm_90", "old_kernel")
+    path = snapshot_path(healthy.triton, tmp_path)
+    write_snapshot(path, healthy.triton, {**worse, stale: {}})
+    failures, notices = judged(healthy, tmp_path)
+    assert failures == ""
+    assert "toy_cases, outer on sm_90: outer_kernel takes" in notices
+    assert "toy_cases, product on sm_90: product_kernel is not in the snapshot" in notices
+    assert "forgotten on sm_90: old_kernel is in the snapshot, but no longer launched" in notices
+    assert "ham kernels gate --update" in notices
+    judged(healthy, tmp_path, update=True)
+    assert read_snapshot(path) == healthy.figures
+
+
+@needs_triton
+def test_unknown_version_passes_but_limits_hold(
+    healthy: GateResult, mutated: GateResult, tmp_path: Path
+) -> None:
+    write_snapshot(snapshot_path("0.0.1", tmp_path), "0.0.1", {})
+    failures, notices = judged(healthy, tmp_path)
+    assert failures == "" and "no snapshot for Triton" in notices
+    failures, _ = judged(mutated, tmp_path)
+    assert "shared memory" in failures and len(failures.splitlines()) == 1
+
+
+@needs_triton
+def test_broken_cases_are_named(tmp_path: Path) -> None:
+    (tmp_path / "broken_cases.py").write_text(BROKEN)
+    result = compile_cases(["broken_cases"], HOPPER, jobs=1, path=[tmp_path])
+    text = "\n".join(result.failures)
+    assert "scalars cannot be launched on sm_90: ValueError: number_kernel is launched w" in text
+    assert "nothing launches no kernel on sm_90" in text
+    assert "raises cannot be launched on sm_90: TypeError: no such tile" in text
+    assert "wrong on sm_90: wrong_kernel does not compile" in text and "power of 2" in text
+    assert len(result.failures) == 4
+    kernels = {entry.kernel for entry in result.figures if entry.case == "tuned"}
+    assert kernels == {"tuned_kernel", "tuned_kernel #2"}
+    assert result.compilations == 3, "equal launches are compiled once"
+
+
+@needs_triton
+def test_a_crashing_compiler_is_an_answer_and_the_next_question_works(tmp_path: Path) -> None:
+    (tmp_path / "broken_cases.py").write_text(BROKEN)
+    worker = WorkerProcess(["broken_cases"], [tmp_path])
+    request = {"do": "compile", "operation": "broken_cases", "target": "sm_90", "index": 0}
+    try:
+        assert "status 7" in worker.ask({**request, "name": "seldom"})["error"]
+        assert worker.ask({**request, "name": "tuned"})["figures"]["global_stores"] == 1
+    finally:
+        worker.close()
+
+
+SIGNATURE = """
+import json, subprocess, sys
+import torch, triton
+import triton.language as tl
+from ham.kernels.compile_cases import CompileCase
+from ham.kernels.gate.figures import figures_of, tool
+from ham.kernels.gate.record import compile_launch, record
+from ham.kernels.gate.targets import TARGETS
+from toy_cases import outer
+
+
+@triton.jit(do_not_specialize=["T"])
+def kernel(p_a, p_b, p_none, T, one, even, odd, scale, N: tl.constexpr):
+    tl.store(p_a + tl.arange(0, N), scale)
+
+
+def launch():
+    a = torch.zeros(65, dtype=torch.bfloat16)
+    kernel[(1,)](a[:64], a[1:], None, 64, 1, 32, 33, 0.5, N=64, num_warps=2)
+
+
+(one,) = record(CompileCase("x", launch), TARGETS["sm_90"])
+(spilling,) = record(CompileCase("y", outer), TARGETS["sm_90"])
+compiled = compile_launch(spilling)
+open(sys.argv[1], "w").write(compiled.asm["ptx"])
+command = [tool("ptxas"), "-v", "-lineinfo", "--gpu-name=sm_90a", sys.argv[1], "-o", "/dev/null"]
+print(json.dumps({
+    "signature": one.source.signature,
+    "constants": {str(k): v for k, v in one.source.constants.items()},
+    "attributes": sorted(k[0] for k, v in one.source.attrs.items() if v),
+    "warps": one.options["num_warps"],
+    "figures": figures_of(compiled, TARGETS["sm_90"]),
+    "ptxas": subprocess.run(command, capture_output=True, text=True, check=True).stderr,
+}))
+"""
+
+
+@needs_triton
+def test_specialisation_is_tritons_and_spills_are_ptxas_s(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "toy_cases.py").write_text(TOY.format(product="dot", stages=2, warps=1))
+    (tmp_path / "script.py").write_text(SIGNATURE)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "kernel.ptx")]
+    environment = clean_environment([tmp_path])
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(output.stdout)
+    assert found["signature"] == {
+        "p_a": "*bf16",
+        "p_b": "*bf16",
+        "p_none": "constexpr",
+        "T": "i32",
+        "one": "constexpr",
+        "even": "i32",
+        "odd": "i32",
+        "scale": "fp32",
+        "N": "constexpr",
+    }
+    assert found["constants"] == {"(2,)": None, "(4,)": 1, "(8,)": 64}
+    assert found["attributes"] == [0, 5], "p_a and even are divisible by 16, T is not specialised"
+    assert found["warps"] == 2
+    figures = found["figures"]
+    assert figures["spill_store_bytes"] > 0
+    assert f"{figures['spill_store_bytes']} bytes spill stores" in found["ptxas"]
+    assert f"Used {figures['registers']} registers" in found["ptxas"]
+
+
+SASS = """
+ Function walk_kernel:
+  REG:168 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:600 TEXTURE:0 SURFACE:0 SAMPLER:0
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                /* 0x00000a00ff017b82 */
+        /*0010*/              @!P0 LDG.E.128 R4, desc[UR8][R2.64] ;      /* 0x0 */
+        /*0020*/             @!UP1 UTMALDG.2D [UR4], [UR6] ;             /* 0x0 */
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT ; /* 0x0 */
+        /*0040*/                   STL.128 [R1], R4 ;                    /* 0x0 */
+        /*0050*/                   LDL R4, [R1+0x4] ;                    /* 0x0 */
+        /*0060*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;         /* 0x0 */
+       /*10070*/                   LDGSTS.E.BYPASS.128 [R9], desc[UR8][R2.64] ; /* 0x0 */
+"""
+
+
+def test_instructions_are_counted() -> None:
+    assert count_sass(SASS) == {
+        "registers": 168,
+        "stack_bytes": 16,
+        "spill_store_bytes": 16,
+        "spill_load_bytes": 4,
+        "global_loads": 1,
+        "async_copies": 1,
+        "tma_loads": 1,
+        "barriers": 1,
+        "hgmma": 1,
+    }
+
+
+FIGURES = {
+    "registers": 128,
+    "warps": 4,
+    "shared_bytes": 1000,
+    "hgmma": 40,
+    "ptx_wgmma": 40,
+    "global_loads": 30,
+    "async_copies": 20,
+    "barriers": 10,
+    "spill_store_bytes": 0,
+    "spill_load_bytes": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "worse", "text"),
+    [
+        ({"registers": 136}, None, ""),
+        ({"registers": 137}, True, "137 registers a thread, 128 before: 3 programs of 4 warps"),
+        ({"registers": 100}, False, "5 programs of 4 warps fit a multiprocessor, 4 before"),
+        ({"spill_store_bytes": 64}, True, "spills 64 bytes a thread and reads 0 back, 0 and 0"),
+        ({"spill_load_bytes": 4}, True, "reads 4 back"),
+        ({"shared_bytes": 1001}, True, "takes 1001 bytes of shared memory, 1000 before"),
+        ({"shared_bytes": 999}, False, "takes 999 bytes of shared memory, 1000 before"),
+        ({"hgmma": 39, "ptx_wgmma": 39}, True, "has 39 HGMMA matrix instructions, 40 before"),
+        ({"ptx_wgmma": 39}, True, "has 39 WGMMA matrix instructions"),
+        ({"hmma": 4}, True, "has 4 HMMA matrix instructions, 0 before"),
+        ({"global_loads": 32}, None, ""),
+        ({"global_loads": 33}, True, "has 33 global loads in its code, 30 before"),
+        ({"global_loads": 20}, False, "has 20 global loads in its code, 30 before"),
+        ({"barriers": 13}, True, "has 13 barriers"),
+        ({"async_copies": 0}, True, "fewer loads run ahead of their use"),
+        ({"tma_loads": 1}, True, "has 1 loads through the tensor memory accelerator, 0 before"),
+    ],
+)
+def test_changes(change: dict[str, int], worse: bool | None, text: str) -> None:
+    changes = list(compare(FIGURES, {**FIGURES, **change}))
+    assert [each.worse for each in changes] == ([] if worse is None else [worse])
+    assert all(text in each.text for each in changes)
+
+
+def test_limits() -> None:
+    figures = {"shared_bytes": 100 * 1024}
+    assert over_limits(figures, TARGETS["sm_90"]) == []
+    assert "gfx942 has 65536" in over_limits(figures, TARGETS["gfx942"])[0]
+    columns = {"shared_bytes": 0, "tensor_memory_columns": 1024}
+    assert "tensor memory" in over_limits(columns, TARGETS["sm_100"])[0]
+
+
+def test_snapshot_is_sorted_and_one_line_per_kernel(tmp_path: Path) -> None:
+    snapshot = {
+        Entry("b", "case 2", "sm_90", "kernel"): {"registers": 1},
+        Entry("b", "case 2", "sm_80", "kernel"): {"registers": 3, "hmma": 2},
+        Entry("a", "case 1", "sm_90", "kernel"): {"registers": 2},
+    }
+    path = snapshot_path("1.2.3", tmp_path)
+    write_snapshot(path, "1.2.3", snapshot)
+    assert read_snapshot(path) == snapshot
+    lines = [line.strip() for line in path.read_text().splitlines() if "kernel" in line]
+    assert lines == [
+        '"kernel": {"registers": 2}',
+        '"kernel": {"hmma": 2, "registers": 3}',
+        '"kernel": {"registers": 1}',
+    ]
+
+
+def test_unknown_target_is_a_user_error() -> None:
+    assert [target.name for target in parse_targets("sm_80, sm_90")] == ["sm_80", "sm_90"]
+    with pytest.raises(ConfigError, match="unknown target 'sm_75'; known: gfx942, sm_100"):
+        parse_targets("sm_75")
+
+
+def test_without_triton_nothing_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["kernels", "gate"]) == 0
+    assert "not checked, Triton is not installed" in capsys.readouterr().out
+
+
+def test_switches_of_triton_do_not_reach_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/cache")
+    environment = clean_environment()
+    assert "TRITON_INTERPRET" not in environment
+    assert environment["TRITON_CACHE_DIR"] == "/cache"
+
+
+def test_every_folder_with_compile_cases_is_found() -> None:
+    assert "ham.kernels.gated_delta_rule.compile_cases" in case_modules()
+    assert not any(name.startswith("ham.kernels.gate.") for name in case_modules())
