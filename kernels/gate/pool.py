@@ -86,6 +86,12 @@ class WorkerProcess:
         self._process = None
         return status
 
+    def kill(self) -> None:
+        """End the process even while another thread waits for its answer."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     def _read_line(self) -> bytes:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -96,7 +102,7 @@ class WorkerProcess:
         """The telling line among what was printed since `seen`."""
         text = os.pread(self._log.fileno(), 1 << 22, seen).decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        telling = [line for line in lines if "error:" in line.lower() or "Error:" in line]
+        telling = [line for line in lines if "error:" in line.lower()]
         return (telling or lines[-1:] or [""])[0][:300]
 
 
@@ -117,7 +123,7 @@ class WorkerPool:
 
     def __exit__(self, *error: object) -> None:
         for worker in self.workers:
-            worker.close()
+            worker.kill()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """One request to one worker."""
@@ -140,5 +146,11 @@ class WorkerPool:
 
         for worker in self.workers:
             threading.Thread(target=serve, args=(worker,), daemon=True).start()
-        for _ in requests:
-            yield done.get()
+        try:
+            for _ in requests:
+                yield done.get()
+        finally:
+            # After an interrupt no thread may begin another request.
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()

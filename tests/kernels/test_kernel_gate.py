@@ -119,6 +119,11 @@ def tuned_kernel(p_a, N: tl.constexpr):
     tl.store(p_a + tl.arange(0, N), 0.0)
 
 
+def ampere():
+    if target_of(torch.device("cpu")).capability == (8, 0):
+        tuned_kernel[(1,)](torch.zeros(64))
+
+
 def unlucky():
     if target_of(torch.device("cpu")).capability == (9, 0):
         raise TypeError("no such tile")
@@ -129,6 +134,7 @@ COMPILE_CASES = (
     CompileCase("nothing", lambda: None),
     CompileCase("wrong", lambda: wrong_kernel[(1,)](torch.zeros(3))),
     CompileCase("raises", unlucky),
+    CompileCase("for Ampere", ampere),
     CompileCase("tuned", lambda: tuned_kernel[(1,)](torch.zeros(64))),
     CompileCase("tuned again", lambda: tuned_kernel[(1,)](torch.zeros(64))),
     CompileCase("seldom", lambda: os._exit(7), default=False),
@@ -211,7 +217,7 @@ def test_broken_cases_are_named(tmp_path: Path) -> None:
     result = compile_cases(["broken_cases"], HOPPER, jobs=1, path=[tmp_path])
     text = "\n".join(result.failures)
     assert "scalars cannot be launched on sm_90: ValueError: number_kernel is launched w" in text
-    assert "nothing launches no kernel on sm_90" in text
+    assert "nothing launches no kernel on sm_90, sm_80, sm_100, gfx942" in text
     assert "raises cannot be launched on sm_90: TypeError: no such tile" in text
     assert "wrong on sm_90: wrong_kernel does not compile" in text and "power of 2" in text
     assert len(result.failures) == 4
