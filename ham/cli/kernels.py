@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ham.cli import kernels_gate
+from ham.cli import _kernels_gate
 
 if TYPE_CHECKING:
     from ham.kernels.bench import Timing
@@ -32,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     speed.add_argument("--device", choices=("cpu",), default="cpu")
     speed.add_argument("--rows", type=Path, help="JSON-lines file to write, with a manifest")
     speed.set_defaults(handler=bench)
-    kernels_gate.register(actions)
+    _kernels_gate.register(actions)
 
 
 def verify(arguments: argparse.Namespace) -> int:
