@@ -24,6 +24,9 @@ from ham.kernels.compile_cases import CompileCase
 from ham.kernels.gate.targets import GateTarget
 from ham.kernels.triton_target import stand_in
 
+# Launchers run on NVIDIA's GPUs only, so they may pass these; elsewhere Triton refuses them.
+NVIDIA_OPTIONS = ("maxnreg",)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -73,6 +76,8 @@ def _recording(launches: list[Launch], target: GateTarget) -> Iterator[None]:
     def keep(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         del grid, warmup
         options = {"debug": False, "instrumentation_mode": "", **options}
+        if target.backend != "cuda":
+            options = {name: each for name, each in options.items() if name not in NVIDIA_OPTIONS}
         binder = create_function_from_signature(self.signature, self.params, backend)
         bound, specialization, parsed = binder(*args, **options)
         parsed, signature, constants, attributes = self._pack_args(

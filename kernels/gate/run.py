@@ -27,6 +27,13 @@ from ham.progress import ProgressReporter
 
 KNOWN_FAILURES = Path(__file__).parent / "known_failures.json"
 MOST_LAUNCHES = 60
+HINTS = {
+    "parent layout must have at least rank": (
+        "Triton 3.6.0 and 3.7.1 cannot place the sum of a vector that is itself a sum of a matrix "
+        "product on Blackwell: sum the matrix at once, tl.sum(x), or the vector as a row, "
+        "tl.sum(v[None, :], 1)"
+    )
+}
 
 
 @dataclass
@@ -178,7 +185,9 @@ def _compile(pool: WorkerPool, plan: _Plan, result: GateResult) -> None:
             elif name in known:
                 result.notices.append(f"{_subject(entries)} does not compile: {known[name]}")
             else:
-                result.failures.append(f"{_subject(entries)} does not compile: {reply['error']}")
+                hints = [hint for text, hint in HINTS.items() if text in reply["error"]]
+                why = "; ".join([reply["error"], *hints])
+                result.failures.append(f"{_subject(entries)} does not compile: {why}")
 
 
 def _identity(request: dict[str, Any]) -> tuple:

@@ -38,11 +38,12 @@ class Worker:
 
     def __init__(self, modules: Iterable[str]):
         self.cases: dict[tuple[str, str], CompileCase] = {}
+        self.twice: list[tuple[str, str]] = []
         for module in modules:
             for case in importlib.import_module(module).COMPILE_CASES:
                 key = (operation_of(module), case.name)
                 if key in self.cases:
-                    raise ValueError(f"{key[0]} has two cases called {case.name!r}")
+                    self.twice.append(key)
                 self.cases[key] = case
         self.launches = cache(self._launches)
 
@@ -55,6 +56,9 @@ class Worker:
         for (operation, name), case in self.cases.items():
             entry: dict[str, Any] = {"operation": operation, "name": name, "launches": {}}
             listed.append(entry)
+            if (operation, name) in self.twice:
+                entry["error"] = "is the name of more than one case"
+                continue
             if not (everything or case.default):
                 continue
             # All targets, so that a tile shipped for one of them only is not taken for a mistake.
