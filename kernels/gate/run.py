@@ -266,7 +266,7 @@ def _compare(before: Snapshot, result: GateResult, gone: Sequence[Entry]) -> Non
     for entries, _ in _grouped((entry, None) for entry in sorted(gone)):
         result.notices.append(f"{_subject(entries)} is in the snapshot, but no longer launched")
     if better or new or gone:
-        result.notices.append("store the new state with `ham kernels gate --update`")
+        result.notices.append("store the new state: the same command with --update")
 
 
 def _grouped(pairs: Iterator[tuple[Entry, Any]]) -> Iterator[tuple[list[Entry], Any]]:

@@ -210,7 +210,7 @@ def test_improvement_passes_with_a_notice(healthy: GateResult, tmp_path: Path) -
     assert "toy_cases, outer on sm_90: outer_kernel takes" in notices
     assert "toy_cases, product on sm_90: product_kernel is not in the snapshot" in notices
     assert "forgotten on sm_90: old_kernel is in the snapshot, but no longer launched" in notices
-    assert "ham kernels gate --update" in notices
+    assert "store the new state: the same command with --update" in notices
     judged(healthy, tmp_path, update=True)
     assert read_snapshot(path) == healthy.figures
 
