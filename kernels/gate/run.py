@@ -43,7 +43,6 @@ class GateResult:
     Attributes:
         triton: Version of Triton.
         cases: All cases as the worker lists them.
-        targets: Names of the targets.
         figures: Of everything compiled.
         failures: For each of them the gate fails.
         notices: Good or harmless news.
@@ -52,7 +51,6 @@ class GateResult:
 
     triton: str
     cases: list[dict[str, Any]]
-    targets: list[str]
     figures: dict[Entry, Figures] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -116,7 +114,7 @@ def compile_cases(
         listed = pool.ask({"do": "list", "targets": names, "everything": everything})
         if "error" in listed:
             raise DeviceError(f"the gate cannot list its cases: {listed['error']}")
-        result = GateResult(listed["triton"], listed["cases"], names)
+        result = GateResult(listed["triton"], listed["cases"])
         for case in result.cases:
             if "error" in case:
                 result.failures.append(f"{case['operation']}, {case['name']} {case['error']}")
