@@ -16,10 +16,10 @@ RUN := flock --nonblock --conflict-exit-code 75 .venv/.running $(BIN)/snakemake 
 REFUSED := { status=$$?; [ $$status != 75 ] || echo "another run of this folder is under way"; exit $$status; }
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help reproduce report test lint gate bench published clean
+.PHONY: help reproduce report test lint gate bench bench-check bench-baseline published clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 reproduce: $(STAMP) ## Install, then run the whole demo: reports/demo/index.html
 	@$(RUN) || $(REFUSED)
@@ -37,11 +37,18 @@ lint: $(STAMP) ## Style of Python and Snakemake files
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-gate: $(STAMP) ## Every kernel provider against its reference
+gate: $(STAMP) ## Every kernel provider against its reference, every kernel against its snapshot
 	$(BIN)/ham kernels verify
+	$(BIN)/ham kernels gate
 
 bench: $(STAMP) ## Verify and time every kernel provider on this machine
 	$(BIN)/ham kernels bench --rows results/kernels/bench.rows.jsonl
+
+bench-check: $(STAMP) ## Has an operation become slower than the baseline of this device?
+	$(BIN)/python -m pytest kernels/benchmarks
+
+bench-baseline: $(STAMP) ## Store the speeds of this device as its baseline; leave it alone meanwhile
+	$(BIN)/python -m pytest kernels/benchmarks --store-baseline
 
 published: $(STAMP) ## Make reports/published again from results/published
 	$(BIN)/ham publish report

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ham.cli import _kernels_gate
+
 if TYPE_CHECKING:
     from ham.kernels.bench import Timing
     from ham.kernels.verify import Comparison
@@ -30,6 +32,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     speed.add_argument("--device", choices=("cpu",), default="cpu")
     speed.add_argument("--rows", type=Path, help="JSON-lines file to write, with a manifest")
     speed.set_defaults(handler=bench)
+    _kernels_gate.register(actions)
 
 
 def verify(arguments: argparse.Namespace) -> int:

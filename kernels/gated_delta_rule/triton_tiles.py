@@ -9,6 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ham.kernels.triton_target import target_of
+
 CHUNK = 64
 
 
@@ -97,7 +99,7 @@ def use_descriptors(v_BTHV: Tensor) -> bool:
     """
     if v_BTHV.dtype == torch.float32:
         return not v_BTHV.is_cuda
-    return torch.cuda.get_device_capability(v_BTHV.device) >= (9, 0)
+    return target_of(v_BTHV.device).capability >= (9, 0)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:

@@ -1,0 +1,79 @@
+"""Options and bookkeeping of the speed regression suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ham.kernels.regression import (
+    FOLDER,
+    Measurement,
+    Verdict,
+    baseline_path,
+    read_baseline,
+    write_baseline,
+)
+
+
+class Records:
+    """Baseline of this device, and what this session measured.
+
+    Attributes:
+        store: Whether to store instead of comparing.
+        path: File of the baseline.
+        measured: By name of the test.
+        verdicts: By name of the test.
+    """
+
+    def __init__(self, store: bool, folder: Path):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.store = store
+        self.path = baseline_path(self.device, folder)
+        self.baseline = read_baseline(self.path)
+        self.measured: dict[str, Measurement] = {}
+        self.verdicts: dict[str, Verdict] = {}
+
+
+RECORDS = pytest.StashKey[Records]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--store-baseline` measures this device anew; `--baselines` looks elsewhere."""
+    group = parser.getgroup("speed regression")
+    group.addoption("--store-baseline", action="store_true", help="store the speeds measured")
+    group.addoption("--baselines", type=Path, default=FOLDER, help="folder of the baselines")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the baseline once."""
+    config.stash[RECORDS] = Records(
+        config.getoption("--store-baseline"), config.getoption("--baselines")
+    )
+
+
+@pytest.fixture
+def records(request: pytest.FixtureRequest) -> Records:
+    """The session's records."""
+    return request.config.stash[RECORDS]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Store what was measured, if asked to."""
+    records = session.config.stash[RECORDS]
+    if records.store and records.measured:
+        write_baseline(records.path, records.measured)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """One line per comparison."""
+    records = config.stash[RECORDS]
+    for name, verdict in records.verdicts.items():
+        terminalreporter.write_line(f"{verdict.kind:>6}  {name}: {verdict.text}")
+    if any(verdict.kind == "faster" for verdict in records.verdicts.values()):
+        terminalreporter.write_line("keep what became faster with `make bench-baseline`")
+    if records.store and records.measured:
+        terminalreporter.write_line(f"stored {len(records.measured)} speeds in {records.path}")
