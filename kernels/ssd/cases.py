@@ -65,7 +65,9 @@ class SsdCase:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         rows = (self.batch, self.time)
-        projection = (*rows, self.groups, self.state_size) if self.groups else (*rows, self.state_size)
+        projection = (
+            (*rows, self.groups, self.state_size) if self.groups else (*rows, self.state_size)
+        )
         rates = torch.rand(self.heads, generator=generator, dtype=torch.float64)
         tensors = {
             "x_BTHP": normal(*rows, self.heads, self.head_size),

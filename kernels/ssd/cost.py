@@ -50,9 +50,9 @@ def chunked_flops(
 ) -> int:
     """FLOPs of the matrix products of the chunked form, as `chunked.py` carries them out.
 
-    Per chunk of C tokens: `C B^T` 2 C² S once for each group of heads; per head the product within the
-    chunk 2 C² P, the state added 2 C P S, the state read 2 C P S, and the state pass 2 P S. A last
-    partial chunk counts in full, as it is filled up.
+    Per chunk of C tokens: `C B^T` 2 C² S once for each group of heads; per head the product within
+    the chunk 2 C² P, the state added 2 C P S, the state read 2 C P S, and the state pass 2 P S. A
+    last partial chunk counts in full, as it is filled up.
     """
     C, P, S = min(chunk_size, time), head_size, state_size
     chunks = batch * -(-time // C)

@@ -170,7 +170,12 @@ def ssd_backward(
         gates_XM3C,
         states_XMSP,
         dstates_XMSP,
-        triton_tiles.choose_tile("gradient", dtype, size, chunk),
+        triton_tiles.choose_tile(
+            "gradient" if b_BTGS.shape[2] == x_BTHP.shape[2] else "group_gradient",
+            dtype,
+            size,
+            chunk,
+        ),
     )
     return (*made, dinitial_BHPS)
 

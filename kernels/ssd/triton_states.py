@@ -223,9 +223,7 @@ def accumulate_kernel(
     if p_last is not None:
         # The layout of the caller: P before S.
         o_last = o_p[None, :] * S + o_s[:, None]
-        tl.store(
-            p_last + i_x * S * P + o_last, b_state, mask=mask_state & (before == segments - 1)
-        )
+        tl.store(p_last + i_x * S * P + o_last, b_state, mask=mask_state & (before == segments - 1))
 
 
 def strided_rows(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from ham.kernels.gated_delta_rule.triton_tiles import padded
 
-Kernel = Literal["walk", "accumulate", "gradient"]
+Kernel = Literal["walk", "accumulate", "gradient", "group_gradient"]
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,67 @@ class Tile:
         return f"C{self.chunk} BP{self.block_p} w{self.warps} s{self.stages} {flags}".rstrip()
 
 
-# The first of a chunk size is the one that is used.
+# The first one is used; the second where tensors or device do not allow descriptors.
 TILES: dict[Kernel, tuple[Tile, ...]] = {
     "walk": (Tile(64, 64, 4, 2, descriptors=True), Tile(64, 64, 4, 2)),
     "accumulate": (Tile(64, 64, 4, 3, descriptors=True), Tile(64, 64, 4, 3)),
-    "gradient": (Tile(64, 32, 4, 2),),
+    "gradient": (Tile(64, 32, 4, 2, split=True),),
+    "group_gradient": (Tile(64, 64, 4, 2),),
 }
 FLOAT32_TILES: dict[Kernel, tuple[Tile, ...]] = {
     "walk": (Tile(64, 32, 4, 1),),
     "accumulate": (Tile(64, 32, 4, 1),),
-    "gradient": (Tile(64, 32, 4, 1),),
+    "gradient": (Tile(64, 16, 4, 1, split=True),),
+    "group_gradient": (Tile(64, 16, 4, 1),),
+}
+# What is worth timing in bfloat16 on a GPU. Tiles of one call have one chunk size. Chunks of 128
+# tokens halve the states that training writes and reads; their tiles spill registers.
+CANDIDATES: dict[Kernel, tuple[Tile, ...]] = {
+    "walk": (
+        *TILES["walk"],
+        Tile(64, 64, 4, 3, descriptors=True),
+        Tile(64, 64, 4, 1),
+        Tile(64, 32, 4, 2, descriptors=True),
+        Tile(64, 32, 4, 3, descriptors=True),
+        Tile(64, 32, 4, 2),
+        Tile(64, 128, 8, 2, descriptors=True),
+        Tile(128, 64, 8, 2, descriptors=True),
+        Tile(128, 64, 8, 2),
+        Tile(128, 64, 8, 1),
+        Tile(128, 32, 8, 2, descriptors=True),
+    ),
+    "accumulate": (
+        *TILES["accumulate"],
+        Tile(64, 32, 4, 3, descriptors=True),
+        Tile(64, 32, 4, 4, descriptors=True),
+        Tile(64, 32, 4, 3),
+        Tile(64, 64, 4, 2),
+        Tile(64, 128, 8, 3, descriptors=True),
+        Tile(64, 128, 8, 2),
+        Tile(128, 64, 4, 2, descriptors=True),
+        Tile(128, 32, 4, 2, descriptors=True),
+        Tile(128, 32, 4, 3, descriptors=True),
+        Tile(128, 64, 4, 2),
+    ),
+    "gradient": (
+        *TILES["gradient"],
+        Tile(64, 32, 4, 2),
+        Tile(64, 32, 4, 3, split=True),
+        Tile(64, 64, 4, 1, split=True),
+        Tile(64, 64, 4, 2, split=True),
+        Tile(64, 64, 4, 2),
+        Tile(128, 32, 8, 2, split=True),
+        Tile(128, 64, 8, 2, split=True),
+        Tile(128, 64, 8, 1),
+    ),
+    "group_gradient": (
+        *TILES["group_gradient"],
+        Tile(64, 32, 4, 2),
+        Tile(64, 64, 4, 1),
+        Tile(64, 64, 4, 3),
+        Tile(128, 32, 8, 2),
+        Tile(128, 64, 8, 2),
+    ),
 }
 CHUNK = 64
 WAVES = 2
