@@ -60,19 +60,20 @@ def ssd_forward(
     x_BTHP, b_BTGS, c_BTGS = strided_rows(x_BTHP), strided_rows(b_BTGS), strided_rows(c_BTGS)
     state = None if initial_state_BHPS is None else initial_state_BHPS.contiguous()
     size, dtype = x_BTHP.shape[-1], x_BTHP.dtype
+    target = target_of(x_BTHP.device)
     chunk = triton_tiles.choose_chunk(dtype)
-    tile = triton_tiles.choose_tile("walk", dtype, size, chunk)
+    tile = triton_tiles.choose_tile("walk", dtype, size, chunk, target)
     gates_XM3C = chunk_gates(dt_BTH.contiguous(), a_H.contiguous(), chunk)
     rows, chunks = gates_XM3C.shape[:2]
     segments = triton_tiles.count_segments(
-        rows * -(-size // tile.block_p), chunks, target_of(x_BTHP.device).multiprocessors
+        rows * -(-size // tile.block_p), chunks, target.multiprocessors
     )
     before = sum_segments(
         b_BTGS,
         x_BTHP,
         gates_XM3C,
         segments,
-        triton_tiles.choose_tile("accumulate", dtype, size, chunk),
+        triton_tiles.choose_tile("accumulate", dtype, size, chunk, target),
         forward=True,
     )
     walked = walk(
@@ -140,9 +141,10 @@ def ssd_backward(
     b_BTGS, c_BTGS = strided_rows(b_BTGS), strided_rows(c_BTGS)
     size, dtype = x_BTHP.shape[-1], x_BTHP.dtype
     rows, chunks, _, chunk = gates_XM3C.shape
-    tile = triton_tiles.choose_tile("accumulate", dtype, size, chunk)
+    target = target_of(x_BTHP.device)
+    tile = triton_tiles.choose_tile("accumulate", dtype, size, chunk, target)
     segments = triton_tiles.count_segments(
-        rows * -(-size // tile.block_p), chunks, target_of(x_BTHP.device).multiprocessors
+        rows * -(-size // tile.block_p), chunks, target.multiprocessors
     )
     before = sum_segments(c_BTGS, dy_BTHP, gates_XM3C, segments, tile, forward=False)
     dstates_XMSP = torch.empty_like(states_XMSP)
@@ -175,6 +177,7 @@ def ssd_backward(
             dtype,
             size,
             chunk,
+            target,
         ),
     )
     return (*made, dinitial_BHPS)

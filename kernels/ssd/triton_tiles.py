@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ham.kernels.gated_delta_rule.triton_tiles import padded
+from ham.kernels.triton_target import Target
 
 Kernel = Literal["walk", "accumulate", "gradient", "group_gradient"]
 
@@ -39,18 +40,19 @@ class Tile:
         return f"C{self.chunk} BP{self.block_p} w{self.warps} s{self.stages} {flags}".rstrip()
 
 
-# The first one is used; the second where tensors or device do not allow descriptors.
+# The first one is used on Hopper, the last one before it.
 TILES: dict[Kernel, tuple[Tile, ...]] = {
-    "walk": (Tile(64, 64, 4, 2, descriptors=True), Tile(64, 64, 4, 2)),
+    "walk": (Tile(64, 64, 4, 2, descriptors=True), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
     "accumulate": (Tile(64, 64, 4, 3, descriptors=True), Tile(64, 64, 4, 3)),
     "gradient": (Tile(64, 32, 4, 2, split=True),),
     "group_gradient": (Tile(64, 64, 4, 2),),
 }
+# Float32 operands take twice the registers and three products; half a chunk spills least.
 FLOAT32_TILES: dict[Kernel, tuple[Tile, ...]] = {
-    "walk": (Tile(64, 32, 4, 1),),
-    "accumulate": (Tile(64, 32, 4, 1),),
-    "gradient": (Tile(64, 16, 4, 1, split=True),),
-    "group_gradient": (Tile(64, 16, 4, 1),),
+    "walk": (Tile(32, 16, 4, 1),),
+    "accumulate": (Tile(32, 32, 4, 1),),
+    "gradient": (Tile(32, 16, 4, 1, split=True),),
+    "group_gradient": (Tile(32, 16, 4, 1),),
 }
 # What is worth timing in bfloat16 on a GPU. Tiles of one call have one chunk size. Chunks of 128
 # tokens halve the states that training writes and reads; their tiles spill registers.
@@ -61,7 +63,6 @@ CANDIDATES: dict[Kernel, tuple[Tile, ...]] = {
         Tile(64, 64, 4, 1),
         Tile(64, 32, 4, 2, descriptors=True),
         Tile(64, 32, 4, 3, descriptors=True),
-        Tile(64, 32, 4, 2),
         Tile(64, 128, 8, 2, descriptors=True),
         Tile(128, 64, 8, 2, descriptors=True),
         Tile(128, 64, 8, 2),
@@ -101,7 +102,7 @@ CANDIDATES: dict[Kernel, tuple[Tile, ...]] = {
         Tile(128, 64, 8, 2),
     ),
 }
-CHUNK = 64
+CHUNKS = {torch.float32: 32, torch.bfloat16: 64}
 WAVES = 2
 
 
@@ -113,14 +114,15 @@ def tiles(kernel: Kernel, dtype: torch.dtype, head_size: int, chunk: int) -> tup
 
 
 def choose_chunk(dtype: torch.dtype) -> int:
-    """Tokens per chunk of one call."""
-    del dtype
-    return CHUNK
+    """Tokens per chunk of one call with inputs of `dtype`."""
+    return CHUNKS[dtype]
 
 
-def choose_tile(kernel: Kernel, dtype: torch.dtype, head_size: int, chunk: int) -> Tile:
+def choose_tile(
+    kernel: Kernel, dtype: torch.dtype, head_size: int, chunk: int, target: Target
+) -> Tile:
     """The tile of `kernel`; the length of the sequence plays no part."""
-    return tiles(kernel, dtype, head_size, chunk)[0]
+    return tiles(kernel, dtype, head_size, chunk)[0 if target.capability >= (9, 0) else -1]
 
 
 def count_segments(programs: int, chunks: int, multiprocessors: int) -> int:
