@@ -145,7 +145,7 @@ def _head_side(
     tl.store(p_flow + C + o_c, b_gate + tl.cumsum(b_wrote, 0) - b_wrote)
     b_read *= decay_between(b_high, b_low, 0.0, 0.0, PARTS)
     b_end = decay_between(high_end, low_end, 0.0, 0.0, PARTS)
-    b_kept = b_end * inner_product(p_state, p_dstate, S, P, BS)
+    b_kept = b_end * inner_product(p_state, p_dstate, S * P)
     tl.store(p_flow + o_c, tl.cumsum(b_read, 0, reverse=True) + b_kept)
 
 

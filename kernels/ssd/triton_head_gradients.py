@@ -68,7 +68,7 @@ def _read_side(
     b_dc = tl.dot(b_flow.to(dtype), b_b, b_dc, input_precision=PRECISION)
     store_rows(p_dc, st_dc, 0, mask_t, b_dc, S, BS, C)
     b_end = decay_between(high_end, low_end, 0.0, 0.0, PARTS)
-    b_kept = b_end * inner_product(p_state, p_dstate, S, P, BS)
+    b_kept = b_end * inner_product(p_state, p_dstate, S * P)
     tl.store(p_flow + o_c, tl.cumsum(b_read, 0, reverse=True) + b_kept)
 
 

@@ -43,12 +43,14 @@ def store_rows(
 
 
 @triton.jit
-def inner_product(p_state, p_dstate, S: tl.constexpr, P: tl.constexpr, BS: tl.constexpr):
-    """Sum of the products of all elements of two states, in narrow blocks for want of registers."""
-    b_sum = tl.zeros([BS], tl.float32)
-    for i_p in range(0, P, 16):
-        b_state = load_state(p_state, i_p, S, P, BS, 16).to(tl.float32)
-        b_sum += tl.sum(b_state * load_state(p_dstate, i_p, S, P, BS, 16).to(tl.float32), 1)
+def inner_product(p_state, p_dstate, N: tl.constexpr):
+    """Sum of the products of all `N` elements of two states, which lie in one piece."""
+    BLOCK: tl.constexpr = 8192 if N % 8192 == 0 else 1024
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    for i in range(0, N, BLOCK):
+        o = i + tl.arange(0, BLOCK)
+        b_state = tl.load(p_state + o, mask=o < N, other=0.0).to(tl.float32)
+        b_sum += b_state * tl.load(p_dstate + o, mask=o < N, other=0.0).to(tl.float32)
     return tl.sum(b_sum, 0)
 
 
