@@ -17,6 +17,8 @@ from ham.kernels.ssd.arguments import SsdOutput, check_arguments
 from ham.kernels.ssd.chunked import chunked
 from ham.kernels.ssd.cost import chunked_flops, cost
 from ham.kernels.ssd.reference import reference, ssd_step
+from ham.kernels.ssd.triton_provider import triton
+from ham.kernels.triton_target import triton_available
 
 __all__ = ["SsdOutput", "chunked_flops", "cost", "ssd", "ssd_step"]
 
@@ -43,12 +45,13 @@ def ssd(
         x_BTHP: Inputs.
         dt_BTH: Step sizes, positive already.
         a_H: Decay rate of each head, negative.
-        b_BTS: Input projections, shared by the heads.
-        c_BTS: Output projections, shared by the heads.
+        b_BTS: Input projections, shared by all heads, or `[B, T, G, S]`: one for each of G groups
+            of H / G neighbouring heads.
+        c_BTS: Output projections, of the same shape as `b_BTS`.
         d_H: Skip weight of each head.
         initial_state_BHPS: State before the first token. Default: zeros.
-        chunk_size: Tokens per chunk of the chunked providers, at least 1. Default: 32 on a CPU,
-            64 elsewhere.
+        chunk_size: Tokens per chunk of provider `torch`, at least 1. Default: 32 on a CPU, 64
+            elsewhere.
         provider: A provider registered in `ham.kernels.registry`.
 
     Returns:
@@ -76,4 +79,5 @@ register_operation(
     Operation("ssd", ssd),
     Provider(REFERENCE, reference, anywhere),
     Provider("torch", chunked, anywhere),
+    Provider("triton", triton, triton_available),
 )

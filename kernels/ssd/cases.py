@@ -21,6 +21,8 @@ class SsdCase:
     Attributes:
         gates: `typical`: step sizes and decay rates as a trained layer has them. `extreme`: step
             sizes of 0 and 0.625 mixed in, the latter with a log decay of -0.6 to -10.
+        groups: Groups of heads that share b and c, with an axis for them. Default: all heads share
+            one b and c, without such an axis.
     """
 
     batch: int
@@ -31,12 +33,14 @@ class SsdCase:
     chunk_size: int = 64
     initial_state: bool = False
     gates: Literal["typical", "extreme"] = "typical"
+    groups: int | None = None
 
     @property
     def name(self) -> str:
         """Readable and unique within the operation."""
         name = f"B{self.batch} T{self.time} H{self.heads} P{self.head_size} S{self.state_size}"
         name += f" C{self.chunk_size}"
+        name += f" G{self.groups}" if self.groups else ""
         name += " state" if self.initial_state else ""
         return name + (" extreme" if self.gates == "extreme" else "")
 
@@ -49,6 +53,7 @@ class SsdCase:
             head_size=self.head_size,
             state_size=self.state_size,
             dtype=dtype,
+            groups=self.groups or 1,
             initial_state=self.initial_state,
         )
 
@@ -60,13 +65,16 @@ class SsdCase:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         rows = (self.batch, self.time)
+        projection = (
+            (*rows, self.groups, self.state_size) if self.groups else (*rows, self.state_size)
+        )
         rates = torch.rand(self.heads, generator=generator, dtype=torch.float64)
         tensors = {
             "x_BTHP": normal(*rows, self.heads, self.head_size),
             "dt_BTH": F.softplus(normal(*rows, self.heads) - 3.0),
             "a_H": -(1.0 + 15.0 * rates),
-            "b_BTS": normal(*rows, self.state_size),
-            "c_BTS": normal(*rows, self.state_size) * self.state_size**-0.5,
+            "b_BTS": normal(*projection),
+            "c_BTS": normal(*projection) * self.state_size**-0.5,
             "d_H": normal(self.heads),
         }
         if self.gates == "extreme":
@@ -93,6 +101,8 @@ VERIFY_CASES = (
     SsdCase(3, 65, 3, 16, 24, initial_state=True, gates="extreme"),
     SsdCase(1, 200, 3, 32, 32, chunk_size=32),
     SsdCase(1, 512, 2, 64, 64),
+    SsdCase(1, 65, 3, 24, 16, groups=3, gates="extreme"),
+    SsdCase(1, 70, 4, 16, 24, chunk_size=32, initial_state=True, groups=2),
 )
 
 SPEED_CASES = tuple(

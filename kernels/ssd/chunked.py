@@ -6,7 +6,7 @@ With h the state before a chunk, c the cumulative sum of `dt a` inside it and
     Y = (Gamma o C B^T) (dt X) + diag(exp(c)) C h^T + D X
     h' = exp(c_C) h + (dt X)^T diag(exp(c_C - c)) B
 
-`C B^T` is shared by the heads. Everything is batched over chunks but the sum of states.
+`C B^T` is shared by the heads of a group. Everything is batched over chunks but the sum of states.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ham.kernels.chunks import (
     merge_chunks,
     split_chunks,
 )
-from ham.kernels.ssd.arguments import SsdOutput
+from ham.kernels.ssd.arguments import SsdOutput, over_heads
 
 
 def _pass_states(
@@ -55,8 +55,11 @@ def chunked(
     # The fill of the last chunk has dt = 0: no decay and no input.
     x_MBHCP = split_chunks(x_BTHP.to(dtype), chunk)
     dt_MBHC = split_chunks(dt_BTH.to(dtype), chunk)
-    b_MB1CS = split_chunks(b_BTS.to(dtype).unsqueeze(2), chunk)
-    c_MB1CS = split_chunks(c_BTS.to(dtype).unsqueeze(2), chunk)
+    b_MBGCS, c_MBGCS = (
+        split_chunks((each if each.ndim == 4 else each.unsqueeze(2)).to(dtype), chunk)
+        for each in (b_BTS, c_BTS)
+    )
+    b_MBHCS, c_MBHCS = (over_heads(each, heads, 2) for each in (b_MBGCS, c_MBGCS))
     a_H1 = a_H.double().unsqueeze(-1)
     cumulative_MBHC = (dt_MBHC.double() * a_H1).cumsum(-1)
 
@@ -70,11 +73,12 @@ def chunked(
     if state is None:
         state = x_MBHCP.new_zeros(batch, heads, head_size, b_BTS.shape[-1])
     before_MBHPS, final_state_BHPS = _pass_states(
-        whole_MBH11, (to_end_MBHC1 * input_MBHCP).mT @ b_MB1CS, state.to(dtype)
+        whole_MBH11, (to_end_MBHC1 * input_MBHCP).mT @ b_MBHCS, state.to(dtype)
     )
 
-    within_MBHCC = decay_matrix(cumulative_MBHC, dtype) * (c_MB1CS @ b_MB1CS.mT)
+    product_MBHCC = over_heads(c_MBGCS @ b_MBGCS.mT, heads, 2)
+    within_MBHCC = decay_matrix(cumulative_MBHC, dtype) * product_MBHCC
     y_MBHCP = within_MBHCC @ input_MBHCP
-    y_MBHCP = y_MBHCP + from_start_MBHC1 * (c_MB1CS @ before_MBHPS.mT)
+    y_MBHCP = y_MBHCP + from_start_MBHC1 * (c_MBHCS @ before_MBHPS.mT)
     y_BTHP = merge_chunks(y_MBHCP, length) + d_H.to(dtype).unsqueeze(-1) * x_BTHP.to(dtype)
     return SsdOutput(y_BTHP.to(x_BTHP.dtype), final_state_BHPS)

@@ -20,6 +20,7 @@ def cost(
     head_size: int,
     state_size: int,
     dtype: torch.dtype,
+    groups: int = 1,
     initial_state: bool = False,
 ) -> Cost:
     """Cost of the recurrence; one decode step is `time=1, initial_state=True`.
@@ -31,21 +32,28 @@ def cost(
     state_element = max(element, 4)
     tokens = batch * time
     state = batch * heads * head_size * state_size
-    moved = tokens * (2 * heads * head_size + 2 * state_size) * element
+    moved = tokens * (2 * heads * head_size + 2 * groups * state_size) * element
     moved += (tokens * heads + 2 * heads) * state_element
     moved += state * (2 if initial_state else 1) * state_element
     return Cost(flops=5 * tokens * heads * head_size * state_size, bytes=moved)
 
 
 def chunked_flops(
-    *, batch: int, time: int, heads: int, head_size: int, state_size: int, chunk_size: int
+    *,
+    batch: int,
+    time: int,
+    heads: int,
+    head_size: int,
+    state_size: int,
+    chunk_size: int,
+    groups: int = 1,
 ) -> int:
     """FLOPs of the matrix products of the chunked form, as `chunked.py` carries them out.
 
-    Per chunk of C tokens: `C B^T` 2 C² S once for all heads; per head the product within the
-    chunk 2 C² P, the state added 2 C P S, the state read 2 C P S, and the state pass 2 P S. A last
-    partial chunk counts in full, as it is filled up.
+    Per chunk of C tokens: `C B^T` 2 C² S once for each group of heads; per head the product within
+    the chunk 2 C² P, the state added 2 C P S, the state read 2 C P S, and the state pass 2 P S. A
+    last partial chunk counts in full, as it is filled up.
     """
     C, P, S = min(chunk_size, time), head_size, state_size
     chunks = batch * -(-time // C)
-    return chunks * (2 * C * C * S + heads * (2 * C * C * P + 4 * C * P * S + 2 * P * S))
+    return chunks * (groups * 2 * C * C * S + heads * (2 * C * C * P + 4 * C * P * S + 2 * P * S))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ham.kernels.chunks import compute_dtype, full_precision
-from ham.kernels.ssd.arguments import SsdOutput
+from ham.kernels.ssd.arguments import SsdOutput, over_heads
 
 
 @full_precision
@@ -30,8 +30,8 @@ def ssd_step(
         x_BHP: Input.
         dt_BH: Step size, positive already.
         a_H: Decay rate of each head, negative.
-        b_BS: Input projection, shared by the heads.
-        c_BS: Output projection, shared by the heads.
+        b_BS: Input projection, shared by the heads, or `[B, G, S]`, one for each group of heads.
+        c_BS: Output projection, of the same shape.
         d_H: Skip weight of each head.
         state_BHPS: State before this token; not modified.
 
@@ -42,9 +42,12 @@ def ssd_step(
     dtype = compute_dtype(x_BHP, dt_BH, a_H, b_BS, c_BS, d_H, state_BHPS)
     x, dt = x_BHP.to(dtype), dt_BH.to(dtype).unsqueeze(-1)
     decay_BH11 = (dt * a_H.to(dtype).unsqueeze(-1)).exp().unsqueeze(-1)
-    b_B11S, c_B1S1 = b_BS.to(dtype)[:, None, None, :], c_BS.to(dtype)[:, None, :, None]
-    state = decay_BH11 * state_BHPS.to(dtype) + (dt * x).unsqueeze(-1) * b_B11S
-    y_BHP = (state @ c_B1S1).squeeze(-1) + d_H.to(dtype).unsqueeze(-1) * x
+    b_BHS, c_BHS = (
+        over_heads(each.to(dtype).view(each.shape[0], -1, each.shape[-1]), x.shape[1])
+        for each in (b_BS, c_BS)
+    )
+    state = decay_BH11 * state_BHPS.to(dtype) + (dt * x).unsqueeze(-1) * b_BHS.unsqueeze(-2)
+    y_BHP = (state @ c_BHS.unsqueeze(-1)).squeeze(-1) + d_H.to(dtype).unsqueeze(-1) * x
     return y_BHP.to(x_BHP.dtype), state
 
 

@@ -38,6 +38,9 @@ def test_ssd() -> None:
     # float32: 6 tokens × (20 + 20 + 7 + 7) × 4; dt of 24, a and D of 4 each, × 4; one state.
     cost = ssd.cost(**sizes, dtype=torch.float32)
     assert cost == Cost(flops=4200, bytes=6 * 54 * 4 + 32 * 4 + 1120)
+    # Two groups of heads: 14 more numbers of b and c a token.
+    grouped = ssd.cost(**sizes, dtype=torch.float32, groups=2)
+    assert grouped == Cost(flops=4200, bytes=6 * 68 * 4 + 32 * 4 + 1120)
 
 
 def test_ssd_in_chunks() -> None:
@@ -47,6 +50,10 @@ def test_ssd_in_chunks() -> None:
     """
     flops = ssd.chunked_flops(batch=2, time=5, heads=4, head_size=5, state_size=7, chunk_size=3)
     assert flops == 4 * (126 + 4 * 580)
+    flops = ssd.chunked_flops(
+        batch=2, time=5, heads=4, head_size=5, state_size=7, chunk_size=3, groups=2
+    )
+    assert flops == 4 * (2 * 126 + 4 * 580)
 
 
 def test_routed_attention() -> None:

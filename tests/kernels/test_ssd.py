@@ -46,6 +46,34 @@ def test_outputs_and_gradients(
     assert result.passed, result.errors
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_groups(groups: int, dtype: torch.dtype) -> None:
+    case = SsdCase(2, 70, 4, 16, 24, 32, initial_state=True, groups=groups)
+    result = compare(find_operation("ssd"), "torch", case, dtype, CPU)
+    assert result.passed, result.errors
+
+
+@pytest.mark.parametrize("provider", ["reference", "torch"])
+def test_heads_of_a_group_share_b_and_c(provider: str) -> None:
+    """Two groups of two heads are two calls with one b and c each."""
+    inputs = SsdCase(1, 40, 4, 8, 6, groups=2).inputs(torch.float64, CPU, seed=6)
+    whole = ssd(**inputs, provider=provider)
+    for group in range(2):
+        heads = slice(2 * group, 2 * group + 2)
+        part = ssd(
+            inputs["x_BTHP"][:, :, heads],
+            inputs["dt_BTH"][:, :, heads],
+            inputs["a_H"][heads],
+            inputs["b_BTS"][:, :, group],
+            inputs["c_BTS"][:, :, group],
+            inputs["d_H"][heads],
+            provider=provider,
+        )
+        torch.testing.assert_close(part.y_BTHP, whole.y_BTHP[:, :, heads], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(part.final_state_BHPS, whole.final_state_BHPS[:, heads])
+
+
 @pytest.mark.parametrize("chunk_size", [1, 7, 32, 128, 1000])
 def test_chunk_size_changes_nothing(chunk_size: int) -> None:
     case = SsdCase(2, 130, 2, 24, 16, chunk_size, initial_state=True)
@@ -143,12 +171,19 @@ def test_autocast_has_no_effect(provider: str) -> None:
 
 def test_unknown_provider_is_named_with_the_legal_ones() -> None:
     inputs = SsdCase(1, 4, 1, 4, 4).inputs(torch.float32, CPU, seed=0)
-    with pytest.raises(ConfigError, match=r"'cuda-magic'; known: reference, torch"):
+    with pytest.raises(ConfigError, match=r"'cuda-magic'; known: reference, torch, triton"):
         ssd(**inputs, provider="cuda-magic")
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("b_BTS", (1, 3, 4)), ("a_H", (2,)), ("x_BTHP", (1, 4, 4))]
+    ("name", "shape"),
+    [
+        ("b_BTS", (1, 3, 4)),
+        ("b_BTS", (1, 4, 2, 4)),
+        ("c_BTS", (1, 4, 1, 4)),
+        ("a_H", (2,)),
+        ("x_BTHP", (1, 4, 4)),
+    ],
 )
 def test_shapes_that_do_not_fit(name: str, shape: tuple[int, ...]) -> None:
     inputs = SsdCase(1, 4, 1, 4, 4).inputs(torch.float32, CPU, seed=0)
