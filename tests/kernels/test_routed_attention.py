@@ -88,7 +88,7 @@ def test_unrouted_keys_and_later_tokens_change_nothing() -> None:
     routed = inputs["routed_BT"]
     o = routed_attention(**inputs)
     noisy = dict(inputs)
-    for name in ("k_BTHK", "v_BTHV"):
+    for name in ("k_BTGK", "v_BTGV"):
         noisy[name] = torch.where(routed[..., None, None], inputs[name], 1e3)
         noisy[name] = torch.cat([noisy[name][:, :60], noisy[name][:, 60:].flip(1)], 1)
     noisy["routed_BT"] = torch.cat([routed[:, :60], routed[:, 60:].flip(1)], 1)
@@ -103,7 +103,7 @@ def test_gradcheck() -> None:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return routed_attention(q, k, v, inputs["routed_BT"], scale=0.7)
 
-    tensors = [inputs[name].requires_grad_() for name in ("q_BTHK", "k_BTHK", "v_BTHV")]
+    tensors = [inputs[name].requires_grad_() for name in ("q_BTHK", "k_BTGK", "v_BTGV")]
     assert torch.autograd.gradcheck(run, tensors)
 
 
