@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ham.kernels.routed_attention.triton_tiles import (
+    PACK_ROWS,
     Tile,
     packed_blocks,
     padded,
@@ -29,26 +30,28 @@ def load_tokens(
 ):
     """Tokens i_t to i_t + BT of one head of `x_BTHD`, `[BT, BD]`; 0 beyond the sequence."""
     if DESC:
-        return x.load([i_b, i_t, i_h, 0]).reshape([BT, BD])
-    o_t = tl.arange(0, BT)[:, None]
-    o_d = tl.arange(0, BD)[None, :]
-    p_x = x + ((i_b.to(tl.int64) * T + i_t) * H + i_h) * D
-    mask = i_t + o_t < T
-    if D != BD:
-        mask = mask & (o_d < D)
-    return tl.load(p_x + o_t * (H * D) + o_d, mask=mask, other=0.0)
+        b_x = x.load([i_b, i_h, i_t, 0]).reshape([BT, BD])
+    else:
+        o_t = tl.arange(0, BT)[:, None]
+        o_d = tl.arange(0, BD)[None, :]
+        p_x = x + ((i_b.to(tl.int64) * T + i_t) * H + i_h) * D
+        mask = i_t + o_t < T
+        if D != BD:
+            mask = mask & (o_d < D)
+        b_x = tl.load(p_x + o_t * (H * D) + o_d, mask=mask, other=0.0)
+    return b_x
 
 
 @triton.jit
 def load_packed(x, row, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, DESC: tl.constexpr):
     """BN packed rows from `row` on, `[BN, BD]`; rows beyond the count are zero."""
     if DESC:
-        return x.load([row, 0])
-    o_d = tl.arange(0, BD)[None, :]
-    p_x = x + row.to(tl.int64) * D + tl.arange(0, BN)[:, None] * D + o_d
-    if D == BD:
-        return tl.load(p_x)
-    return tl.load(p_x, mask=o_d < D, other=0.0)
+        b_x = x.load([row, 0])
+    else:
+        o_d = tl.arange(0, BD)[None, :]
+        p_x = x + row.to(tl.int64) * D + tl.arange(0, BN)[:, None] * D + o_d
+        b_x = tl.load(p_x) if D == BD else tl.load(p_x, mask=o_d < D, other=0.0)
+    return b_x
 
 
 @triton.jit
@@ -67,6 +70,19 @@ def packed_range(p_counts, first, T, window, BQ: tl.constexpr):
 def in_window(o_query, o_key, window):
     """Mask of the `window` most recent tokens of each query."""
     return (o_key <= o_query) & (o_key > o_query - window)
+
+
+@triton.jit
+def store_line(p_line, b_x, first, T, N, filler, BQ: tl.constexpr, ROWS: tl.constexpr):
+    """A number per query; the last block also fills the line up to N, a multiple of ROWS.
+
+    Lines without masks and on aligned addresses save the backward half of its integer work.
+    """
+    o_q = first + tl.arange(0, BQ)
+    tl.store(p_line + o_q, tl.where(o_q < T, b_x, filler), mask=o_q < N)
+    if first + BQ >= T:
+        o_rest = first + BQ + tl.arange(0, ROWS)
+        tl.store(p_line + o_rest, tl.full([ROWS], filler, tl.float32), mask=o_rest < N)
 
 
 @triton.jit
@@ -125,6 +141,7 @@ def forward_kernel(
     WINDOW: tl.constexpr,
     DESC: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     SPECIALIZE: tl.constexpr,
 ):
@@ -179,7 +196,8 @@ def forward_kernel(
     b_o = b_o * tl.where(some, 1.0 / tl.where(some, b_sum, 1.0), 0.0)[:, None]
     # A row without keys gets +inf, so that the backward makes every weight of it exactly 0.
     b_lse = tl.where(some, b_max + tl.log2(tl.where(some, b_sum, 1.0)), float("inf"))
-    tl.store(p_lse + tl.program_id(0).to(tl.int64) * T + o_q, b_lse, mask=o_q < T)
+    p_lse += tl.program_id(0).to(tl.int64) * N
+    store_line(p_lse, b_lse, first, T, N, float("inf"), BQ, ROWS)
     o_v = tl.arange(0, BV)[None, :]
     p_o += ((i_b.to(tl.int64) * T + first) * H + i_h) * V
     o_out = tl.arange(0, BQ)[:, None] * (H * V) + o_v
@@ -201,12 +219,14 @@ def attend(
     """Launch `forward_kernel`; all tensors contiguous.
 
     Returns:
-        `o_BTHV`, and `lse_BHT`: float32, log2 of the sum of exponentials; +inf without any key.
+        `o_BTHV`, and `lse_BHN`: float32, log2 of the sum of exponentials; +inf without any key and
+        beyond the sequence.
     """
     batch, time, heads, key_size = q_BTHK.shape
     groups, value_size = v_BTGV.shape[2:]
     o_BTHV = v_BTGV.new_empty(batch, time, heads, value_size)
-    lse_BHT = torch.empty(batch, heads, time, dtype=torch.float32, device=q_BTHK.device)
+    rows = k_BGNK.shape[2]
+    lse_BHN = torch.empty(batch, heads, rows, dtype=torch.float32, device=q_BTHK.device)
     descriptors = use_descriptors(q_BTHK, k_BTGK, v_BTGV)
     forward_kernel[(batch * heads, triton.cdiv(time, tile.queries))](
         token_rows(q_BTHK, tile.queries, descriptors),
@@ -217,10 +237,10 @@ def attend(
         counts_BT,
         sink_HK,
         o_BTHV,
-        lse_BHT,
+        lse_BHN,
         scale,
         time,
-        k_BGNK.shape[2],
+        rows,
         heads,
         groups,
         window,
@@ -233,8 +253,9 @@ def attend(
         WINDOW=window > 0,
         DESC=descriptors,
         PRECISION=precision(q_BTHK.dtype),
+        ROWS=PACK_ROWS,
         STAGES=tile.stages,
         SPECIALIZE=tile.specialize,
         num_warps=tile.warps,
     )
-    return o_BTHV, lse_BHT
+    return o_BTHV, lse_BHN

@@ -22,6 +22,7 @@ from ham.kernels.routed_attention.triton_forward import (
 )
 from ham.kernels.routed_attention.triton_pack import Index
 from ham.kernels.routed_attention.triton_tiles import (
+    PACK_ROWS,
     Tile,
     packed_blocks,
     padded,
@@ -61,6 +62,7 @@ def key_gradient_step(
     mask,
     scale_log2,
     T,
+    N,
     H,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -74,24 +76,25 @@ def key_gradient_step(
     """Add what BQ queries give to the gradients of a block of keys (without scale) and values.
 
     Scores are computed with keys as rows: the transpose of a product must not become an operand.
+    i_t is a multiple of BQ. Queries beyond the sequence have no weight, because their lse is +inf.
     """
     o_q = i_t + tl.arange(0, BQ)
     b_q = load_tokens(q, i_b, i_t, i_h, T, H, K, BQ, BK, DESC)
-    b_lse = tl.load(p_lse + i_h * T + o_q, mask=o_q < T, other=float("inf"))
+    b_lse = tl.load(p_lse + i_h * N + o_q)
     b_score = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
     b_weight = tl.exp2(b_score * scale_log2 - b_lse[None, :])
     if MASKED:
         b_weight = tl.where(mask, b_weight, 0.0)
     b_do = load_tokens(do, i_b, i_t, i_h, T, H, V, BQ, BV, DESC)
     b_dv = tl.dot(b_weight.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-    b_delta = tl.load(p_delta + i_h * T + o_q, mask=o_q < T, other=0.0)
+    b_delta = tl.load(p_delta + i_h * N + o_q)
     b_dweight = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
     b_dscore = b_weight * (b_dweight - b_delta[None, :])
     b_dk = tl.dot(b_dscore.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
     return b_dk, b_dv
 
 
-@triton.jit(do_not_specialize=["T", "window"])
+@triton.jit(do_not_specialize=["T", "N", "window"])
 def window_gradient_kernel(
     q,
     do,
@@ -103,6 +106,7 @@ def window_gradient_kernel(
     p_dv,
     scale,
     T,
+    N,
     H,
     G,
     window,
@@ -114,6 +118,7 @@ def window_gradient_kernel(
     BN: tl.constexpr,
     DESC: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """What BN tokens of one head get through the window; writes every token."""
@@ -126,14 +131,15 @@ def window_gradient_kernel(
     b_v = load_tokens(v, i_b, first, i_g, T, G, V, BN, BV, DESC)
     b_dk = tl.zeros([BN, BK], tl.float32)
     b_dv = tl.zeros([BN, BV], tl.float32)
-    line = i_b.to(tl.int64) * H * T
+    N = tl.multiple_of(N, ROWS)
+    line = i_b.to(tl.int64) * H * N
     end = tl.minimum(first + BN - 1 + window, T)
     for i_h in range(i_g * (H // G), (i_g + 1) * (H // G)):
-        for i_t in tl.range(first, end, BQ, num_stages=STAGES):
+        for i_t in tl.range(first // BQ * BQ, end, BQ, num_stages=STAGES):
             mask = in_window(i_t + tl.arange(0, BQ)[None, :], o_n[:, None], window)
             b_dk, b_dv = key_gradient_step(
                 q, do, p_lse + line, p_delta + line, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, mask,
-                scale_log2, T, H, K, V, BK, BV, BQ, True, DESC, PRECISION,
+                scale_log2, T, N, H, K, V, BK, BV, BQ, True, DESC, PRECISION,
             )  # fmt: skip
     mask_n = (o_n < T)[:, None]
     o_row = (i_b.to(tl.int64) * T + o_n[:, None]) * G + i_g
@@ -172,6 +178,7 @@ def key_gradient_kernel(
     WINDOW: tl.constexpr,
     DESC: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Gradients of BN packed keys of one head, at the positions of their tokens."""
@@ -191,21 +198,23 @@ def key_gradient_kernel(
     # From `first` on queries see some of these keys, from `last` on all of them.
     first = tl.load(p_positions + i_n) + window
     last = tl.load(p_positions + tl.minimum(i_n + BN, count) - 1) + window
-    split = first + tl.cdiv(last - first, BQ) * BQ
+    first = first // BQ * BQ
+    split = tl.cdiv(last, BQ) * BQ
     b_dk = tl.zeros([BN, BK], tl.float32)
     b_dv = tl.zeros([BN, BV], tl.float32)
-    line = i_b.to(tl.int64) * H * T
+    N = tl.multiple_of(N, ROWS)
+    line = i_b.to(tl.int64) * H * N
     for i_h in range(i_g * (H // G), (i_g + 1) * (H // G)):
         for i_t in tl.range(first, tl.minimum(split, T), BQ, num_stages=STAGES):
             mask = b_position[:, None] + window <= i_t + tl.arange(0, BQ)[None, :]
             b_dk, b_dv = key_gradient_step(
                 q, do, p_lse + line, p_delta + line, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, mask,
-                scale_log2, T, H, K, V, BK, BV, BQ, True, DESC, PRECISION,
+                scale_log2, T, N, H, K, V, BK, BV, BQ, True, DESC, PRECISION,
             )  # fmt: skip
         for i_t in tl.range(split, T, BQ, num_stages=STAGES):
             b_dk, b_dv = key_gradient_step(
                 q, do, p_lse + line, p_delta + line, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, None,
-                scale_log2, T, H, K, V, BK, BV, BQ, False, DESC, PRECISION,
+                scale_log2, T, N, H, K, V, BK, BV, BQ, False, DESC, PRECISION,
             )  # fmt: skip
     mask_n = o_n < count
     o_row = (i_b.to(tl.int64) * T + b_position) * G + i_g
@@ -232,8 +241,8 @@ def key_gradient(
     v_BTGV: Tensor | None,
     k_BGNK: Tensor,
     v_BGNV: Tensor,
-    lse_BHT: Tensor,
-    delta_BHT: Tensor,
+    lse_BHN: Tensor,
+    delta_BHN: Tensor,
     index: Index,
     window: int,
     scale: float,
@@ -261,6 +270,7 @@ def key_gradient(
         "BN": tile.keys,
         "DESC": descriptors,
         "PRECISION": precision(q_BTHK.dtype),
+        "ROWS": PACK_ROWS,
         "STAGES": tile.stages,
         "num_warps": tile.warps,
     }
@@ -269,12 +279,13 @@ def key_gradient(
         window_gradient_kernel[(batch * groups, triton.cdiv(time, tile.keys))](
             *streamed,
             *(token_rows(x, tile.keys, descriptors) for x in (k_BTGK, v_BTGV)),
-            lse_BHT,
-            delta_BHT,
+            lse_BHN,
+            delta_BHN,
             dk_BTGK,
             dv_BTGV,
             scale,
             time,
+            rows,
             heads,
             groups,
             window,
@@ -287,8 +298,8 @@ def key_gradient(
         *streamed,
         *(packed_blocks(x, tile.keys, descriptors) for x in (k_BGNK, v_BGNV)),
         *index,
-        lse_BHT,
-        delta_BHT,
+        lse_BHN,
+        delta_BHN,
         dk_BTGK,
         dv_BTGV,
         dscore_BTG,

@@ -85,7 +85,7 @@ def _(q, k, v, routed, sink, score, window, scale):
     rows = packed_rows(time)
     return (
         v.new_empty(batch, time, heads, value_size),
-        q.new_empty(batch, heads, time, dtype=torch.float32),
+        q.new_empty(batch, heads, rows, dtype=torch.float32),
         q.new_empty(batch, rows, dtype=torch.int32),
         q.new_empty(batch, time, dtype=torch.int32),
         k.new_empty(batch, groups, rows, k.shape[-1]),
@@ -96,8 +96,8 @@ def _(q, k, v, routed, sink, score, window, scale):
 @torch.library.custom_op(
     "ham::routed_attention_backward",
     mutates_args=(),
-    schema="(Tensor do, Tensor q, Tensor? k, Tensor? v, Tensor packed_k, Tensor packed_v, Tensor o, "
-    "Tensor lse, Tensor positions, Tensor counts, Tensor? sink, int window, float scale, "
+    schema="(Tensor do, Tensor q, Tensor? k, Tensor? v, Tensor packed_k, Tensor packed_v, "
+    "Tensor o, Tensor lse, Tensor positions, Tensor counts, Tensor? sink, int window, float scale, "
     "bool score) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def backward_op(
@@ -139,7 +139,7 @@ def backward_op(
     of_keys = key_gradient(
         *inputs,
         lse,
-        of_queries.delta_BHT,
+        of_queries.delta_BHN,
         Index(positions, counts),
         window,
         scale,

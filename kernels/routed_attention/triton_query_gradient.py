@@ -19,8 +19,10 @@ from ham.kernels.routed_attention.triton_forward import (
     load_packed,
     load_tokens,
     packed_range,
+    store_line,
 )
 from ham.kernels.routed_attention.triton_tiles import (
+    PACK_ROWS,
     Tile,
     packed_blocks,
     padded,
@@ -35,12 +37,12 @@ class QueryGradient(NamedTuple):
 
     Attributes:
         dq_BTHK: In the dtype of the queries.
-        delta_BHT: Float32 `do . o`.
+        delta_BHN: Float32 `do . o`; 0 beyond the sequence.
         dsink_HK: Float32; None without a null key.
     """
 
     dq_BTHK: Tensor
-    delta_BHT: Tensor
+    delta_BHN: Tensor
     dsink_HK: Tensor | None
 
 
@@ -98,6 +100,7 @@ def query_gradient_kernel(
     WINDOW: tl.constexpr,
     DESC: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Gradient of BQ queries of one head; the last block of queries, the longest, goes first."""
@@ -113,8 +116,8 @@ def query_gradient_kernel(
     b_do = load_tokens(do, i_b, first, i_h, T, H, V, BQ, BV, DESC)
     b_o = load_tokens(p_o, i_b, first, i_h, T, H, V, BQ, BV, False)
     b_delta = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), 1)
-    line = tl.program_id(0).to(tl.int64) * T
-    tl.store(p_delta + line + o_q, b_delta, mask=mask_q)
+    line = tl.program_id(0).to(tl.int64) * N
+    store_line(p_delta + line, b_delta, first, T, N, 0.0, BQ, ROWS)
     b_lse = tl.load(p_lse + line + o_q, mask=mask_q, other=float("inf"))
     b_dq = tl.zeros([BQ, BK], tl.float32)
 
@@ -171,7 +174,7 @@ def query_gradient(
     k_BGNK: Tensor,
     v_BGNV: Tensor,
     o_BTHV: Tensor,
-    lse_BHT: Tensor,
+    lse_BHN: Tensor,
     counts_BT: Tensor,
     sink_HK: Tensor | None,
     window: int,
@@ -183,7 +186,7 @@ def query_gradient(
     groups, rows, value_size = v_BGNV.shape[1:]
     blocks = triton.cdiv(time, tile.queries)
     dq_BTHK = torch.empty_like(q_BTHK)
-    delta_BHT = torch.empty_like(lse_BHT)
+    delta_BHN = torch.empty_like(lse_BHN)
     parts_MBHK = None
     if sink_HK is not None:
         parts_MBHK = torch.empty(
@@ -198,11 +201,11 @@ def query_gradient(
         None if k_BTGK is None else token_rows(k_BTGK, tile.keys, descriptors),
         None if v_BTGV is None else token_rows(v_BTGV, tile.keys, descriptors),
         o_BTHV,
-        lse_BHT,
+        lse_BHN,
         counts_BT,
         sink_HK,
         dq_BTHK,
-        delta_BHT,
+        delta_BHN,
         parts_MBHK,
         scale,
         time,
@@ -219,8 +222,9 @@ def query_gradient(
         WINDOW=window > 0,
         DESC=descriptors,
         PRECISION=precision(q_BTHK.dtype),
+        ROWS=PACK_ROWS,
         STAGES=tile.stages,
         num_warps=tile.warps,
     )
     dsink_HK = None if parts_MBHK is None else parts_MBHK.sum((0, 1))
-    return QueryGradient(dq_BTHK, delta_BHT, dsink_HK)
+    return QueryGradient(dq_BTHK, delta_BHN, dsink_HK)

@@ -131,10 +131,14 @@ def use_descriptors(*tensors: Tensor) -> bool:
 
 
 def token_rows(x_BTHD: Tensor, rows: int, descriptors: bool) -> Tensor | TensorDescriptor:
-    """A contiguous tensor as `load_tokens` takes it: blocks of `rows` tokens of one head."""
+    """A contiguous tensor as `load_tokens` takes it: blocks of `rows` tokens of one head.
+
+    Heads go before tokens: only leading unit axes vanish from a load, any other one costs a trip
+    through registers.
+    """
     if not descriptors:
         return x_BTHD
-    return TensorDescriptor.from_tensor(x_BTHD, [1, rows, 1, x_BTHD.shape[-1]])
+    return TensorDescriptor.from_tensor(x_BTHD.transpose(1, 2), [1, 1, rows, x_BTHD.shape[-1]])
 
 
 def packed_blocks(x_BGND: Tensor, rows: int, descriptors: bool) -> Tensor | TensorDescriptor:
