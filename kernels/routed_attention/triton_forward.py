@@ -143,7 +143,6 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
 ):
     """Read-outs of BQ queries of one head; the last block of queries, the longest, goes first."""
     i_b = tl.program_id(0) // H
@@ -168,7 +167,7 @@ def forward_kernel(
     fewest, most = packed_range(p_counts, first, T, window, BQ)
     seen_by_all = fewest // BN * BN
     row = (i_b * G + i_g) * N
-    for i_n in tl.range(0, seen_by_all, BN, num_stages=STAGES, warp_specialize=SPECIALIZE):
+    for i_n in tl.range(0, seen_by_all, BN, num_stages=STAGES):
         b_k = load_packed(packed_k, row + i_n, K, BN, BK, DESC)
         b_v = load_packed(packed_v, row + i_n, V, BN, BV, DESC)
         b_o, b_max, b_sum = softmax_step(
@@ -255,7 +254,6 @@ def attend(
         PRECISION=precision(q_BTHK.dtype),
         ROWS=PACK_ROWS,
         STAGES=tile.stages,
-        SPECIALIZE=tile.specialize,
-        num_warps=tile.warps,
+        **tile.options,
     )
     return o_BTHV, lse_BHN

@@ -24,6 +24,7 @@ from ham.kernels.routed_attention.triton_pack import Index
 from ham.kernels.routed_attention.triton_tiles import (
     PACK_ROWS,
     Tile,
+    lines,
     packed_blocks,
     padded,
     precision,
@@ -47,11 +48,22 @@ class KeyGradient(NamedTuple):
 
 
 @triton.jit
+def load_line(x, line, i_t, BQ: tl.constexpr, DESC: tl.constexpr):
+    """BQ numbers from `i_t` on, a multiple of BQ, of the line that starts at `line`."""
+    if DESC:
+        b_x = x.load([line + i_t])
+    else:
+        o_q = tl.arange(0, BQ)
+        b_x = tl.load(x + line.to(tl.int64) + i_t + o_q)
+    return b_x
+
+
+@triton.jit
 def key_gradient_step(
     q,
     do,
-    p_lse,
-    p_delta,
+    lse,
+    delta,
     i_b,
     i_t,
     i_h,
@@ -78,16 +90,15 @@ def key_gradient_step(
     Scores are computed with keys as rows: the transpose of a product must not become an operand.
     i_t is a multiple of BQ. Queries beyond the sequence have no weight, because their lse is +inf.
     """
-    o_q = i_t + tl.arange(0, BQ)
     b_q = load_tokens(q, i_b, i_t, i_h, T, H, K, BQ, BK, DESC)
-    b_lse = tl.load(p_lse + i_h * N + o_q)
+    b_lse = load_line(lse, (i_b * H + i_h) * N, i_t, BQ, DESC)
     b_score = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
     b_weight = tl.exp2(b_score * scale_log2 - b_lse[None, :])
     if MASKED:
         b_weight = tl.where(mask, b_weight, 0.0)
     b_do = load_tokens(do, i_b, i_t, i_h, T, H, V, BQ, BV, DESC)
     b_dv = tl.dot(b_weight.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-    b_delta = tl.load(p_delta + i_h * N + o_q)
+    b_delta = load_line(delta, (i_b * H + i_h) * N, i_t, BQ, DESC)
     b_dweight = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
     b_dscore = b_weight * (b_dweight - b_delta[None, :])
     b_dk = tl.dot(b_dscore.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
@@ -100,8 +111,8 @@ def window_gradient_kernel(
     do,
     k,
     v,
-    p_lse,
-    p_delta,
+    lse,
+    delta,
     p_dk,
     p_dv,
     scale,
@@ -132,13 +143,12 @@ def window_gradient_kernel(
     b_dk = tl.zeros([BN, BK], tl.float32)
     b_dv = tl.zeros([BN, BV], tl.float32)
     N = tl.multiple_of(N, ROWS)
-    line = i_b.to(tl.int64) * H * N
     end = tl.minimum(first + BN - 1 + window, T)
     for i_h in range(i_g * (H // G), (i_g + 1) * (H // G)):
         for i_t in tl.range(first // BQ * BQ, end, BQ, num_stages=STAGES):
             mask = in_window(i_t + tl.arange(0, BQ)[None, :], o_n[:, None], window)
             b_dk, b_dv = key_gradient_step(
-                q, do, p_lse + line, p_delta + line, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, mask,
+                q, do, lse, delta, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, mask,
                 scale_log2, T, N, H, K, V, BK, BV, BQ, True, DESC, PRECISION,
             )  # fmt: skip
     mask_n = (o_n < T)[:, None]
@@ -158,8 +168,8 @@ def key_gradient_kernel(
     packed_v,
     p_positions,
     p_counts,
-    p_lse,
-    p_delta,
+    lse,
+    delta,
     p_dk,
     p_dv,
     p_dscore,
@@ -203,17 +213,16 @@ def key_gradient_kernel(
     b_dk = tl.zeros([BN, BK], tl.float32)
     b_dv = tl.zeros([BN, BV], tl.float32)
     N = tl.multiple_of(N, ROWS)
-    line = i_b.to(tl.int64) * H * N
     for i_h in range(i_g * (H // G), (i_g + 1) * (H // G)):
         for i_t in tl.range(first, tl.minimum(split, T), BQ, num_stages=STAGES):
             mask = b_position[:, None] + window <= i_t + tl.arange(0, BQ)[None, :]
             b_dk, b_dv = key_gradient_step(
-                q, do, p_lse + line, p_delta + line, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, mask,
+                q, do, lse, delta, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, mask,
                 scale_log2, T, N, H, K, V, BK, BV, BQ, True, DESC, PRECISION,
             )  # fmt: skip
         for i_t in tl.range(split, T, BQ, num_stages=STAGES):
             b_dk, b_dv = key_gradient_step(
-                q, do, p_lse + line, p_delta + line, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, None,
+                q, do, lse, delta, i_b, i_t, i_h, b_k, b_v, b_dk, b_dv, None,
                 scale_log2, T, N, H, K, V, BK, BV, BQ, False, DESC, PRECISION,
             )  # fmt: skip
     mask_n = o_n < count
@@ -272,15 +281,15 @@ def key_gradient(
         "PRECISION": precision(q_BTHK.dtype),
         "ROWS": PACK_ROWS,
         "STAGES": tile.stages,
-        "num_warps": tile.warps,
+        **tile.options,
     }
     streamed = [token_rows(x, tile.queries, descriptors) for x in (q_BTHK, do_BTHV)]
+    numbers = [lines(x, tile.queries, descriptors) for x in (lse_BHN, delta_BHN)]
     if window:
         window_gradient_kernel[(batch * groups, triton.cdiv(time, tile.keys))](
             *streamed,
             *(token_rows(x, tile.keys, descriptors) for x in (k_BTGK, v_BTGV)),
-            lse_BHN,
-            delta_BHN,
+            *numbers,
             dk_BTGK,
             dv_BTGV,
             scale,
@@ -298,8 +307,7 @@ def key_gradient(
         *streamed,
         *(packed_blocks(x, tile.keys, descriptors) for x in (k_BGNK, v_BGNV)),
         *index,
-        lse_BHN,
-        delta_BHN,
+        *numbers,
         dk_BTGK,
         dv_BTGV,
         dscore_BTG,

@@ -224,7 +224,7 @@ def query_gradient(
         PRECISION=precision(q_BTHK.dtype),
         ROWS=PACK_ROWS,
         STAGES=tile.stages,
-        num_warps=tile.warps,
+        **tile.options,
     )
     dsink_HK = None if parts_MBHK is None else parts_MBHK.sum((0, 1))
     return QueryGradient(dq_BTHK, delta_BHN, dsink_HK)

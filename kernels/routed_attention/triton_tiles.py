@@ -25,20 +25,26 @@ class Tile:
         keys: Packed keys of a block.
         warps: Warps per program.
         stages: Depth of the software pipeline; at least 2, see `use_descriptors`.
-        specialize: Let Triton split loads and products over warp groups of their own.
+        registers: Most registers a thread may use; at 128 two programs of 8 warps share a
+            multiprocessor. Default: what the compiler takes.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
-    specialize: bool = False
+    registers: int | None = None
 
     @property
     def name(self) -> str:
         """Readable and unique."""
         name = f"{self.queries}x{self.keys} w{self.warps} s{self.stages}"
-        return name + (" specialized" if self.specialize else "")
+        return name + (f" r{self.registers}" if self.registers else "")
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """Options of a launch."""
+        return {"num_warps": self.warps, "maxnreg": self.registers}
 
 
 def padded(size: int) -> int:
@@ -128,6 +134,17 @@ def use_descriptors(*tensors: Tensor) -> bool:
     if tensors[0].dtype == torch.float32:
         return interpreting()
     return target_of(tensors[0].device).capability >= (9, 0)
+
+
+def lines(x_BHN: Tensor, length: int, descriptors: bool) -> Tensor | TensorDescriptor:
+    """A number per query as the key gradient takes it: aligned pieces of `length` numbers.
+
+    As pointers, every thread would fetch its 16 numbers one by one: 32 more loads in the inner loop
+    and 90 bytes of spilled registers at head size 128 (sm_90, Triton 3.6).
+    """
+    if not descriptors:
+        return x_BHN
+    return TensorDescriptor.from_tensor(x_BHN.flatten(), [length])
 
 
 def token_rows(x_BTHD: Tensor, rows: int, descriptors: bool) -> Tensor | TensorDescriptor:
