@@ -142,7 +142,7 @@ def window_gradient_kernel(
     b_v = load_tokens(v, i_b, first, i_g, T, G, V, BN, BV, DESC)
     b_dk = tl.zeros([BN, BK], tl.float32)
     b_dv = tl.zeros([BN, BV], tl.float32)
-    N = tl.multiple_of(N, ROWS)
+    N = N // ROWS * ROWS  # Tells the compiler that lines are aligned.
     end = tl.minimum(first + BN - 1 + window, T)
     for i_h in range(i_g * (H // G), (i_g + 1) * (H // G)):
         for i_t in tl.range(first // BQ * BQ, end, BQ, num_stages=STAGES):
@@ -212,7 +212,7 @@ def key_gradient_kernel(
     split = tl.cdiv(last, BQ) * BQ
     b_dk = tl.zeros([BN, BK], tl.float32)
     b_dv = tl.zeros([BN, BV], tl.float32)
-    N = tl.multiple_of(N, ROWS)
+    N = N // ROWS * ROWS  # Tells the compiler that lines are aligned.
     for i_h in range(i_g * (H // G), (i_g + 1) * (H // G)):
         for i_t in tl.range(first, tl.minimum(split, T), BQ, num_stages=STAGES):
             mask = b_position[:, None] + window <= i_t + tl.arange(0, BQ)[None, :]

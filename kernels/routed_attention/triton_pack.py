@@ -42,11 +42,15 @@ def scan_kernel(
     N,
     BT: tl.constexpr,
     BS: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     """Index of BT tokens. Every program sums all flags of its sequence itself: 32 KB at T = 32768,
     which costs less than a second launch or a wait for the program before."""
     i_b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BT
+    if ALIGNED:
+        # Tells the compiler so: flags are then loaded 16 at a time instead of one by one.
+        T = T // 16 * 16
     p_routed += i_b * T
     before = tl.zeros([BS], tl.int32)
     total = tl.zeros([BS], tl.int32)
@@ -114,7 +118,14 @@ def scan(routed_BT: Tensor) -> Index:
         torch.empty(batch, time, dtype=torch.int32, device=routed_BT.device),
     )
     scan_kernel[(triton.cdiv(rows, SCAN_TOKENS), batch)](
-        routed_BT.view(torch.uint8), *index, time, rows, BT=SCAN_TOKENS, BS=SUM_TOKENS, num_warps=8
+        routed_BT.view(torch.uint8),
+        *index,
+        time,
+        rows,
+        BT=SCAN_TOKENS,
+        BS=SUM_TOKENS,
+        ALIGNED=time % 16 == 0,
+        num_warps=8,
     )
     return index
 

@@ -194,17 +194,17 @@ def test_packing_moves_routed_rows_and_pads_with_zeros(poisoned: None) -> None:
             assert rows[sequence, :, 128:].isnan().all()
 
 
-@pytest.mark.parametrize("size", [1e-4, 30.0])
+@pytest.mark.parametrize("size", [1e-4, 8.0, 30.0])
 def test_extreme_scores(size: float) -> None:
     """Flat softmax, and one that is a maximum: scores up to a few thousand."""
     case = Case(2, 100, 2, 16, 16, 0.4, window=3, sink=True, score=True)
     inputs = case.inputs(torch.float32, DEVICE, SEED)
     inputs["q_BTHK"], inputs["k_BTGK"] = inputs["q_BTHK"] * size, inputs["k_BTGK"] * size
     errors = relative_errors(inputs, torch.float32)
-    # Gradients through a saturated softmax are differences of nearly equal numbers.
-    kept = errors if size < 1 else {name: errors[name] for name in ("o", "dv")}
-    assert worst(kept) < LIMIT[torch.float32] * (1 if size < 1 else 10)
-    assert all(math.isfinite(error) for error in errors.values())
+    if size == 30.0:
+        # Differences of nearly equal numbers: the reference in float32 is off by 1e-4 as well.
+        assert max(errors.pop("dq"), errors.pop("dk")) < 1e-3
+    assert worst(errors) < LIMIT[torch.float32]
 
 
 def test_a_row_without_keys_is_exactly_zero_whatever_the_others_hold() -> None:
