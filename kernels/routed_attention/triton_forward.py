@@ -115,7 +115,7 @@ def softmax_step(
     return b_o, b_new, b_sum
 
 
-@triton.jit(do_not_specialize=["T", "N", "window"])
+@triton.jit(do_not_specialize=["T", "N", "H", "G", "window"])
 def forward_kernel(
     q,
     packed_k,

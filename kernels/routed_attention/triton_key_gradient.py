@@ -105,7 +105,7 @@ def key_gradient_step(
     return b_dk, b_dv
 
 
-@triton.jit(do_not_specialize=["T", "N", "window"])
+@triton.jit(do_not_specialize=["T", "N", "H", "G", "window"])
 def window_gradient_kernel(
     q,
     do,
@@ -160,7 +160,7 @@ def window_gradient_kernel(
     tl.store(p_dv + o_row * V + o_v, b_dv.to(p_dv.dtype.element_ty), mask=mask_n & (o_v < V))
 
 
-@triton.jit(do_not_specialize=["T", "N", "window"])
+@triton.jit(do_not_specialize=["T", "N", "H", "G", "window"])
 def key_gradient_kernel(
     q,
     do,

@@ -77,7 +77,7 @@ def copy_rows(p_from, p_to, o_from, o_to, mask, D: tl.constexpr, BD: tl.constexp
     tl.store(p_to + o_to * D + o_d, b_x, mask=o_d < D)
 
 
-@triton.jit(do_not_specialize=["T", "N"])
+@triton.jit(do_not_specialize=["T", "N", "G"])
 def pack_kernel(
     p_k,
     p_v,

@@ -70,7 +70,7 @@ def query_gradient_step(
     return tl.dot(b_dscore.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["T", "N", "window"])
+@triton.jit(do_not_specialize=["T", "N", "H", "G", "window"])
 def query_gradient_kernel(
     q,
     do,
