@@ -13,9 +13,16 @@ from torch import Tensor
 from ham.kernels.registry import Cost
 
 
-def count_pairs(routed_BT: Tensor) -> int:
-    """Exact number of visible pairs of a batch: routed j <= t, summed over t and sequences."""
-    return int(routed_BT.cumsum(1).sum())
+def count_pairs(routed_BT: Tensor, window: int = 0) -> int:
+    """Exact number of visible pairs of a batch: j <= t routed or recent, over t and sequences."""
+    batch, time = routed_BT.shape
+    recent = min(window, time)
+    as_routed = int(routed_BT.cumsum(1)[:, : time - recent].sum())
+    return as_routed + batch * _recent_pairs(time, recent)
+
+
+def _recent_pairs(time: int, window: int) -> int:
+    return window * time - window * (window - 1) // 2
 
 
 def cost(
@@ -27,17 +34,26 @@ def cost(
     value_size: int,
     dtype: torch.dtype,
     routed_fraction: float = 1.0,
+    key_heads: int | None = None,
+    window: int = 0,
 ) -> Cost:
     """Cost over whole sequences with the routed tokens spread evenly; rounded to integers.
 
-    Pairs: `routed_fraction * T (T + 1) / 2` a sequence. Bytes: q read and o written for every
-    token, k and v read for the routed ones, in `dtype`; one byte of mask a token.
+    Pairs: with w = min(window, T), `routed_fraction * (T - w) (T - w + 1) / 2` a sequence outside
+    the window and `w T - w (w - 1) / 2` in it. Bytes: q read and o written for every token, k and v
+    read for the routed ones, or for all with a window, in `dtype`; one byte of mask a token. The
+    null key and the routing scores are left out.
     """
-    pairs = batch * routed_fraction * time * (time + 1) / 2
-    row = heads * (key_size + value_size)
+    recent = min(window, time)
+    outside = time - recent
+    pairs = batch * (routed_fraction * outside * (outside + 1) / 2 + _recent_pairs(time, recent))
+    size = key_size + value_size
+    keys = 1.0 if window else routed_fraction
     tokens = batch * time
-    moved = tokens * row * dtype.itemsize * (1.0 + routed_fraction) + tokens
-    return Cost(flops=round(2 * row * pairs), bytes=round(moved))
+    numbers = tokens * size * (heads + (key_heads or heads) * keys)
+    return Cost(
+        flops=round(2 * heads * size * pairs), bytes=round(numbers * dtype.itemsize + tokens)
+    )
 
 
 def cached_cost(

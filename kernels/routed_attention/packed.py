@@ -55,38 +55,73 @@ def masked_attention(
     return o_BHTV.masked_fill(empty_BT1.unsqueeze(1), 0.0)
 
 
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
 def packed(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, routed_BT: Tensor, *, scale: float
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGV: Tensor,
+    routed_BT: Tensor,
+    *,
+    window: int,
+    sink_HK: Tensor | None,
+    router_score_BT: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    """Pack, then attend with torch's SDPA; plain causal SDPA where every token is routed."""
-    time = q_BTHK.shape[1]
+    """Pack, then attend with torch's SDPA; plain causal SDPA where every token is routed.
+
+    A block of queries attends to its prefix of the packed keys, to the stretch of tokens that its
+    windows cover, and to the null key, side by side under one mask.
+    """
+    batch, time, heads, _ = q_BTHK.shape
     counts_BT = routed_BT.cumsum(1)
     ends = [*range(QUERY_BLOCK, time, QUERY_BLOCK), time]
-    longest_X = counts_BT[:, [end - 1 for end in ends]].amax(0)
+    # A block's last query sees the routed tokens up to `window` before it; the rest are recent.
+    counted = [max(end - 1 - window, 0) for end in ends]
+    longest_X = counts_BT[:, counted].amax(0)
     fewest, *extents = torch.cat([counts_BT[:, -1].amin(keepdim=True), longest_X]).tolist()
     q_BHTK = q_BTHK.transpose(1, 2)
-    if fewest == time:
-        o_BHTV = F.scaled_dot_product_attention(
-            q_BHTK, k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2), is_causal=True, scale=scale
-        )
-        return o_BHTV.transpose(1, 2).to(v_BTHV.dtype)
+    shared = heads // k_BTGK.shape[2]
+    if shared > 1:
+        k_BTGK, v_BTGV = (x.repeat_interleave(shared, 2) for x in (k_BTGK, v_BTGV))
+    k_BHTK, v_BHTV = k_BTGK.transpose(1, 2), v_BTGV.transpose(1, 2)
+    if fewest == time and sink_HK is None and router_score_BT is None:
+        o_BHTV = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTV, is_causal=True, scale=scale)
+        return o_BHTV.transpose(1, 2).to(v_BTGV.dtype)
 
-    position_BN = pack_positions(routed_BT, counts_BT)[:, : max(extents[-1], 1)]
+    position_BN = pack_positions(routed_BT, counts_BT)[:, : max(max(extents), 1)]
     index_BN = position_BN.clamp(max=time - 1)
-    k_BHNK, v_BHNV = _gather(k_BTHK, index_BN), _gather(v_BTHV, index_BN)
-    query_T1 = torch.arange(time, device=q_BTHK.device).unsqueeze(-1)
+    k_BHNK, v_BHNV = _gather(k_BTGK, index_BN), _gather(v_BTGV, index_BN)
+    if router_score_BT is not None:
+        path_BN = router_score_BT.gather(1, index_BN).to(v_BHNV.dtype)
+        v_BHNV = v_BHNV * (1 + path_BN - path_BN.detach())[:, None, :, None]
+    token_T = torch.arange(time, device=q_BTHK.device)
     blocks, start = [], 0
     for end, extent in zip(ends, extents, strict=True):
-        keys = max(extent, 1)
-        visible_BTN = position_BN[:, None, :keys] <= query_T1[start:end]
+        slots = max(extent, 1)
+        query_Q1 = token_T[start:end, None]
+        keys, values = [k_BHNK[:, :, :slots]], [v_BHNV[:, :, :slots]]
+        visible = [position_BN[:, None, :slots] <= query_Q1 - window]
+        if window > 0:
+            recent = slice(max(start - window + 1, 0), end)
+            age_QL = query_Q1 - token_T[recent]
+            keys.append(k_BHTK[:, :, recent])
+            values.append(v_BHTV[:, :, recent])
+            visible.append(((age_QL >= 0) & (age_QL < window)).expand(batch, -1, -1))
+        if sink_HK is not None:
+            keys.append(sink_HK.to(k_BHTK.dtype)[None, :, None].expand(batch, -1, -1, -1))
+            values.append(v_BHTV.new_zeros(batch, heads, 1, v_BHTV.shape[-1]))
+            visible.append(visible[0].new_ones(batch, end - start, 1))
         blocks.append(
             masked_attention(
                 q_BHTK[:, :, start:end],
-                k_BHNK[:, :, :keys],
-                v_BHNV[:, :, :keys],
-                visible_BTN,
+                _join(keys, 2),
+                _join(values, 2),
+                _join(visible, 2),
                 scale,
             )
         )
         start = end
-    return torch.cat(blocks, 2).transpose(1, 2).to(v_BTHV.dtype)
+    return torch.cat(blocks, 2).transpose(1, 2).to(v_BTGV.dtype)

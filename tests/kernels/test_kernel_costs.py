@@ -66,10 +66,23 @@ def test_routed_attention() -> None:
     assert whole == Cost(flops=1440, bytes=2 * 8 * 36 * 2 + 8)
 
 
+def test_routed_attention_with_a_window_and_grouped_heads() -> None:
+    """T4, window 2: 1 + 2 + 2 + 2 recent pairs, half of the 1 + 2 outside; B2 H4 G2 K5 V7."""
+    cost = routed_attention.cost(
+        batch=2, time=4, heads=4, key_size=5, value_size=7, dtype=torch.bfloat16,
+        routed_fraction=0.5, key_heads=2, window=2,
+    )  # fmt: skip
+    # 8 tokens: q and o of four heads, k and v of two heads, all read, and a byte of mask.
+    assert cost == Cost(flops=2 * 4 * 12 * 17, bytes=8 * 12 * (4 + 2) * 2 + 8)
+
+
 def test_pairs_are_counted_exactly() -> None:
     """Queries 0..3 see 0, 1, 1 and 2 keys in the first sequence, none in the second."""
     routed = torch.tensor([[False, True, False, True], [False] * 4])
     assert routed_attention.count_pairs(routed) == 4
+    # With a window of 2: 7 recent pairs a sequence, and query 3 sees token 1 as a routed one.
+    assert routed_attention.count_pairs(routed, window=2) == 15
+    assert routed_attention.count_pairs(routed, window=9) == 20
 
 
 def test_cached_attention() -> None:

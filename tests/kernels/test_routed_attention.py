@@ -49,6 +49,58 @@ def test_two_routed_tokens_by_hand(provider: str) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
+def test_window_by_hand(provider: str) -> None:
+    """Token 0 is routed, equal scores: each token reads the mean of its own value, of the one
+    before it and, once that is further away, of token 0; none is counted twice."""
+    q = torch.ones(1, 4, 1, 2)
+    v = torch.tensor([8.0, 2.0, 6.0, 4.0]).reshape(1, 4, 1, 1)
+    routed = torch.tensor([[True, False, False, False]])
+    o = routed_attention(q, q, v, routed, window=2, provider=provider)
+    torch.testing.assert_close(o.flatten(), torch.tensor([8.0, 5.0, 16 / 3, 6.0]))
+    alone = routed_attention(q, q, v, ~routed & routed, window=1, provider=provider)
+    assert torch.equal(alone, v)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_null_key_by_hand(provider: str) -> None:
+    """A null key with the score of every other key halves what a single key gives."""
+    q = torch.ones(1, 3, 1, 2)
+    v = torch.tensor([10.0, 4.0, 8.0]).reshape(1, 3, 1, 1)
+    routed = torch.tensor([[False, True, True]])
+    o = routed_attention(q, q, v, routed, sink_HK=torch.ones(1, 2), provider=provider)
+    torch.testing.assert_close(o.flatten(), torch.tensor([0.0, 2.0, 4.0]))
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_grouped_heads_are_repeated_heads(provider: str) -> None:
+    case = RoutedAttentionCase(2, 40, 6, 8, 8, key_heads=2, window=3)
+    inputs = case.inputs(torch.float64, CPU, seed=6)
+    o = routed_attention(**inputs, provider=provider)
+    for name in ("k_BTGK", "v_BTGV"):
+        inputs[name] = inputs[name].repeat_interleave(3, 2)
+    torch.testing.assert_close(routed_attention(**inputs, provider=provider), o)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("window", [0, 4])
+def test_score_gradient_is_that_of_a_factor_of_one(provider: str, window: int) -> None:
+    """Without a window it is dL/dv . v of routed tokens; with one, a token that is only ever read
+    through it gets nothing."""
+    case = RoutedAttentionCase(2, 20, 3, 4, 5, 0.5, key_heads=1, window=window, score=True)
+    inputs = case.inputs(torch.float64, CPU, seed=7)
+    v, score = inputs["v_BTGV"].requires_grad_(), inputs["router_score_BT"].requires_grad_()
+    o = routed_attention(**inputs, provider=provider)
+    weight = torch.randn(o.shape, dtype=o.dtype, generator=torch.Generator().manual_seed(8))
+    dv, dscore = torch.autograd.grad(o, [v, score], weight)
+    routed = inputs["routed_BT"]
+    assert (dscore[~routed] == 0).all()
+    if window == 0:
+        torch.testing.assert_close(dscore, (dv * v).sum((2, 3)).detach() * routed)
+    else:
+        assert (dscore[:, -window:] == 0).all() and (dscore != 0).any()
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("pattern", ["nothing", "last_token", "ragged"])
 def test_rows_without_keys_are_zero_and_pass_no_gradient(provider: str, pattern: str) -> None:
     torch.manual_seed(0)
@@ -88,7 +140,7 @@ def test_unrouted_keys_and_later_tokens_change_nothing() -> None:
     routed = inputs["routed_BT"]
     o = routed_attention(**inputs)
     noisy = dict(inputs)
-    for name in ("k_BTHK", "v_BTHV"):
+    for name in ("k_BTGK", "v_BTGV"):
         noisy[name] = torch.where(routed[..., None, None], inputs[name], 1e3)
         noisy[name] = torch.cat([noisy[name][:, :60], noisy[name][:, 60:].flip(1)], 1)
     noisy["routed_BT"] = torch.cat([routed[:, :60], routed[:, 60:].flip(1)], 1)
@@ -103,7 +155,20 @@ def test_gradcheck() -> None:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return routed_attention(q, k, v, inputs["routed_BT"], scale=0.7)
 
-    tensors = [inputs[name].requires_grad_() for name in ("q_BTHK", "k_BTHK", "v_BTHV")]
+    tensors = [inputs[name].requires_grad_() for name in ("q_BTHK", "k_BTGK", "v_BTGV")]
+    assert torch.autograd.gradcheck(run, tensors)
+
+
+def test_gradcheck_with_every_switch() -> None:
+    """Routing scores are left out: their gradient is by intention not that of the output."""
+    case = RoutedAttentionCase(2, 6, 2, 3, 2, 0.5, key_heads=1, window=2, sink=True)
+    inputs = case.inputs(torch.float64, CPU, seed=9)
+    names = ("q_BTHK", "k_BTGK", "v_BTGV", "sink_HK")
+    tensors = [inputs.pop(name).requires_grad_() for name in names]
+
+    def run(*leaves: Tensor) -> Tensor:
+        return routed_attention(**dict(zip(names, leaves, strict=True)), **inputs)
+
     assert torch.autograd.gradcheck(run, tensors)
 
 
@@ -170,3 +235,10 @@ def test_arguments_that_do_not_fit() -> None:
         routed_attention(x, x, x, torch.ones(1, 4))
     with pytest.raises(ValueError, match=r"routed must be \(1, 4\)"):
         routed_attention(x, x, x, torch.ones(1, 5, dtype=torch.bool))
+    routed = torch.ones(1, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="window must be at least 0, not -1"):
+        routed_attention(x, x, x, routed, window=-1)
+    with pytest.raises(ValueError, match=r"sink must be \(1, 4\)"):
+        routed_attention(x, x, x, routed, sink_HK=torch.zeros(4))
+    with pytest.raises(ValueError, match="3 query heads cannot share 2 key heads"):
+        routed_attention(torch.zeros(1, 4, 3, 4), *torch.zeros(2, 1, 4, 2, 4), routed)
