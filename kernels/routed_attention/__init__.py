@@ -63,6 +63,6 @@ def routed_attention(
 
 register_operation(
     Operation("routed_attention", routed_attention),
-    Provider(REFERENCE, reference, anywhere),
+    Provider(REFERENCE, reference, anywhere, kind="reference"),
     Provider("torch", packed, anywhere),
 )

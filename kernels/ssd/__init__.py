@@ -74,6 +74,6 @@ def ssd(
 
 register_operation(
     Operation("ssd", ssd),
-    Provider(REFERENCE, reference, anywhere),
+    Provider(REFERENCE, reference, anywhere, kind="reference"),
     Provider("torch", chunked, anywhere),
 )
