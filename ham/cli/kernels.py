@@ -55,10 +55,12 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def bench(arguments: argparse.Namespace) -> int:
     """Print a table of times and write rows; status 1 if any provider is wrong."""
-    from ham.device import resolve_device
+    from ham.device import gpu_lease, resolve_device
 
-    if resolve_device(arguments.device).type == "cuda":
-        return kernels_speed.bench_cuda(arguments)
+    with gpu_lease(arguments.device):
+        device = resolve_device(arguments.device)
+        if device.type == "cuda":
+            return kernels_speed.run_bench(arguments, device)
     return bench_cpu(arguments)
 
 

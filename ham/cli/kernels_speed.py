@@ -54,16 +54,11 @@ def register_report(actions: argparse._SubParsersAction) -> None:
     parser.set_defaults(handler=report)
 
 
-def bench_cuda(arguments: argparse.Namespace) -> int:
-    """Compare and time on a GPU; status 1 if a provider of this project is wrong."""
-    from ham.device import gpu_lease, resolve_device
-
-    with gpu_lease("cuda"):
-        return run_bench(arguments, resolve_device("cuda"))
-
-
 def run_bench(arguments: argparse.Namespace, device: torch.device, **ceiling_sizes: int) -> int:
-    """The speed run on any device; `ceiling_sizes` shrink the measurement of ceilings."""
+    """Compare and time on a device; status 1 if a provider of this project is wrong.
+
+    `ceiling_sizes` are further arguments of `measure_ceilings`.
+    """
     import torch
 
     from ham.kernels.speed.problems import choose_problems

@@ -81,12 +81,10 @@ class CellWriter:
     def checked(self, provider: str, check: Check, labels: dict[str, str]) -> None:
         """Store what the comparison found."""
         rows = []
-        if check.worst is not None:
-            errors = {
-                f"error {name}": value
-                for name, value in {**check.outputs, **check.gradients}.items()
-            }
-            name, worst = check.worst
+        largest = check.worst()
+        if largest is not None:
+            errors = {f"error {name}": value for name, value in check.errors().items()}
+            name, worst = largest
             number = math.isfinite(worst)
             rows.append(
                 self._row(
@@ -95,7 +93,7 @@ class CellWriter:
                     worst if number else None,
                     "check",
                     EAGER,
-                    correct=not check.faults,
+                    correct=not check.faults(),
                     error=None if number else f"{name} is {worst}",
                     labels={**labels, **errors, "tolerance": check.tolerance},
                 )
@@ -111,7 +109,7 @@ class CellWriter:
                     value,
                     "check",
                     EAGER,
-                    correct=not check.faults,
+                    correct=not check.faults(),
                     labels=labels,
                 )
                 rows.append(row)
@@ -129,7 +127,7 @@ class CellWriter:
         peak_bytes: int | None,
     ) -> None:
         """Store a time, or the reason why there is none, and the peak memory of the call."""
-        faults = "; ".join(check.faults)
+        faults = "; ".join(check.faults(mode))
         said = {
             **labels,
             "floor_ms": floor.milliseconds,
@@ -139,8 +137,9 @@ class CellWriter:
         }
         if mode != "forward_backward" and check.refusal is not None:
             said["gradients"] = f"not compared: {check.refusal}"
-        if check.worst is not None:
-            said["worst_tensor"], said["max_relative_error"] = check.worst
+        largest = check.worst(mode)
+        if largest is not None:
+            said["worst_tensor"], said["max_relative_error"] = largest
         fields: dict[str, Any] = {"labels": said, "correct": not faults}
         estimate = timing.estimate
         if estimate is None:

@@ -18,6 +18,7 @@ from ham.routing import upper_quantile
 SCORE_ERROR = 0.005
 DECISIONS_FLIPPED = 0.01
 DECISION_FRACTION = 0.25
+BACKWARD = "forward_backward"
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,26 @@ class Check:
     failure: str | None = None
     refusal: str | None = None
 
-    @property
-    def worst(self) -> tuple[str, float] | None:
-        """Tensor with the largest error and that error; NaN counts as the largest."""
-        errors = {**self.outputs, **self.gradients}
+    def worst(self, mode: str = BACKWARD) -> tuple[str, float] | None:
+        """Tensor with the largest error and that error; NaN counts as the largest.
+
+        Only outputs count for modes without a backward.
+        """
+        errors = self.errors(mode)
         if not errors:
             return None
         name = max(errors, key=lambda one: float("inf") if _is_nan(errors[one]) else errors[one])
         return name, errors[name]
 
-    @property
-    def faults(self) -> list[str]:
-        """What is wrong with the tensors that there are, in words; empty if all are right."""
+    def errors(self, mode: str = BACKWARD) -> dict[str, float]:
+        """Errors of the tensors that a mode makes."""
+        return {**self.outputs, **(self.gradients if mode == BACKWARD else {})}
+
+    def faults(self, mode: str = BACKWARD) -> list[str]:
+        """What is wrong with the tensors that a mode makes, in words; empty if all are right."""
         found = [
             f"{name} off by {error:.1e}, accepted {self.tolerance:.0e}"
-            for name, error in {**self.outputs, **self.gradients}.items()
+            for name, error in self.errors(mode).items()
             if not error <= self.tolerance
         ]
         if self.score_error is not None and not self.score_error <= SCORE_ERROR:

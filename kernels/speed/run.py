@@ -202,8 +202,9 @@ class _Part:
             self.subjects[name], self.checks[name] = subject, check
             self.writer.checked(name, check, subject.labels)
             self._say(f"{name}: {_verdict(check)}")
-            if check.faults and not self.bench.time_wrong:
-                self._skip(subject, f"wrong result: {'; '.join(check.faults)}", correct=False)
+            faults = check.faults()
+            if faults and not self.bench.time_wrong:
+                self._skip(subject, f"wrong result: {'; '.join(faults)}", correct=False)
                 del self.subjects[name]
         del truth
         _free()
@@ -297,8 +298,9 @@ def _truth(problem: Problem, inputs: Inputs, weight: Tensor | None) -> Truth:
 
 def _verdict(check: Check) -> str:
     words = []
-    if check.worst is not None:
-        words.append(f"largest error {check.worst[1]:.1e} ({check.worst[0]})")
+    largest = check.worst()
+    if largest is not None:
+        words.append(f"largest error {largest[1]:.1e} ({largest[0]})")
     if check.score_error is not None and check.decisions_flipped is not None:
         words.append(
             f"score off by {check.score_error:.1e} on average, "
@@ -306,7 +308,7 @@ def _verdict(check: Check) -> str:
         )
     if check.refusal is not None:
         words.append(f"backward refused: {check.refusal}")
-    return "; ".join([*words, "WRONG" if check.faults else "right"])
+    return "; ".join([*words, "WRONG" if check.faults() else "right"])
 
 
 def _free() -> None:
