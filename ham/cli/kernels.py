@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ham.cli import kernels_speed
+from ham.cli import _kernels_speed
 from ham.device import DEVICES
 from ham.errors import ConfigError, unknown_choice
 
@@ -31,9 +31,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     check.add_argument("--device", choices=DEVICES, default="auto")
     check.set_defaults(handler=verify)
     speed = actions.add_parser("bench", help="verify, then time, on the CPU or on a GPU")
-    kernels_speed.add_bench_options(speed)
+    _kernels_speed.add_bench_options(speed)
     speed.set_defaults(handler=bench)
-    kernels_speed.register_report(actions)
+    _kernels_speed.register_report(actions)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def bench(arguments: argparse.Namespace) -> int:
     with gpu_lease(arguments.device):
         device = resolve_device(arguments.device)
         if device.type == "cuda":
-            return kernels_speed.run_bench(arguments, device)
+            return _kernels_speed.run_bench(arguments, device)
     return bench_cpu(arguments)
 
 

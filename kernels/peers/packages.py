@@ -63,4 +63,8 @@ def tensor(arguments: Mapping[str, Any], name: str) -> torch.Tensor:
 
 def given(arguments: Mapping[str, Any], *names: str) -> str | None:
     """The first of these optional arguments that is given (not None, not 0), or None."""
-    return next((name for name in names if arguments.get(name) not in (None, 0)), None)
+    for name in names:
+        value = arguments.get(name)
+        if value is not None and not (isinstance(value, int) and value == 0):
+            return name
+    return None

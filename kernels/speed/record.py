@@ -34,7 +34,7 @@ def kernel_modules() -> list[str]:
 
 def kernel_fingerprint() -> str:
     """Hash of all code under `kernels/` and of the command that runs it."""
-    return fingerprint("ham.cli.kernels", "ham.cli.kernels_speed", *kernel_modules())
+    return fingerprint("ham.cli.kernels", "ham.cli._kernels_speed", *kernel_modules())
 
 
 def peer_versions() -> dict[str, str]:

@@ -104,6 +104,7 @@ def choose_names(problem: Problem, named: Sequence[str] | None) -> tuple[str, ..
 def check_names(named: Sequence[str] | None) -> None:
     """Raise `ConfigError` for a name that no operation has."""
     known = {PREPACKED, *(name for one in operations().values() for name in one.providers)}
+    known.update(name for part in COMPONENTS for name in routing_parts.providers(part))
     for name in named or ():
         if name == AUTO or name not in known:
             raise ConfigError(f"unknown provider {name!r}; known: {', '.join(sorted(known))}")
