@@ -108,6 +108,7 @@ def check_subject(
     try:
         with subject.setting():
             outputs = subject.call(leaves)
+            _wait(inputs)
     except Exception as error:
         return Check(tolerance, failure=describe(error))
     made = {name: value.detach() for name, value in outputs.items()}
@@ -119,6 +120,7 @@ def check_subject(
             gradients = torch.autograd.grad(
                 read_out, list(wanted.values()), weight, materialize_grads=True
             )
+            _wait(inputs)
     except Exception as error:
         refusal = describe(error)
     named = {f"d {short_name(name)}": g for name, g in zip(wanted, gradients, strict=False)}
@@ -130,6 +132,12 @@ def check_subject(
         found.decisions_flipped,
         refusal=refusal,
     )
+
+
+def _wait(inputs: Inputs) -> None:
+    """Let a failure on the device show up where it was caused."""
+    if next(iter(inputs.values())).is_cuda:
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,7 @@ def decisions_flipped(score_BTH: Tensor, truth_BTH: Tensor) -> float:
 def _check_part(subject: Subject, inputs: Inputs, truth: Truth, tolerance: float) -> Check:
     try:
         found = subject.call(inputs)
+        _wait(inputs)
     except Exception as error:
         return Check(tolerance, failure=describe(error))
     different = routing_parts.mismatch(found, truth.outputs)

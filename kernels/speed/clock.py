@@ -115,7 +115,7 @@ def take_turns(
     """Time tasks round by round; one that raises gets its error and leaves.
 
     Raises:
-        DeviceError: If the GPU can no longer be used by this process.
+        GpuLostError: If the GPU can no longer be used by this process.
     """
     timings = {name: Timing() for name in tasks}
     _rounds(clock, tasks, timings, WARM_UP, keep=False)
@@ -149,29 +149,44 @@ def _rounds(
                 readings.append((name, clock.start(task)))
             except Exception as error:
                 timings[name].error = describe(error)
-                recover()
-    clock.wait()
+                recover(name)
+    try:
+        clock.wait()
+    except RuntimeError as error:
+        raise GpuLostError(error) from error
     for name, read in readings:
         milliseconds = read()
         if keep:
             timings[name].samples_ms.append(milliseconds)
 
 
-def recover() -> None:
+class GpuLostError(DeviceError):
+    """A failure took this process's access to the GPU with it.
+
+    Attributes:
+        task: The task that failed, or None if that is not known.
+    """
+
+    def __init__(self, error: BaseException, task: str | None = None):
+        super().__init__(
+            f"the GPU is lost to this process ({describe(error)}); run the command again with the "
+            "same --rows: finished cells are kept"
+        )
+        self.task = task
+
+
+def recover(task: str | None = None) -> None:
     """Free what a failed call left behind.
 
     Raises:
-        DeviceError: If the failure took the process's access to the GPU with it.
+        GpuLostError: If the GPU can no longer be used by this process.
     """
     if not torch.cuda.is_available():
         return
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
-        raise DeviceError(
-            f"the GPU is lost to this process ({describe(error)}); run the command again with the "
-            "same --rows: finished cells are kept"
-        ) from error
+        raise GpuLostError(error, task) from error
     torch.cuda.empty_cache()
 
 

@@ -14,7 +14,15 @@ from ham.kernels.speed import ceilings as ceiling_module
 from ham.kernels.speed.ceilings import Ceilings, ceilings_of, floor_of, measure_ceilings
 from ham.kernels.speed.cells import EAGER, GRAPH, LONGEST_GRAPH_MS, CellWriter, modes_of
 from ham.kernels.speed.checks import Check, check_subject, describe
-from ham.kernels.speed.clock import Clock, Task, Timing, make_clock, recover, take_turns
+from ham.kernels.speed.clock import (
+    Clock,
+    GpuLostError,
+    Task,
+    Timing,
+    make_clock,
+    recover,
+    take_turns,
+)
 from ham.kernels.speed.problems import COMPONENTS, Inputs, Problem
 from ham.kernels.speed.routing_parts import providers
 from ham.kernels.speed.store import RowStore
@@ -195,8 +203,8 @@ class _Part:
                 subject = subject.without_guard()
                 check = check_subject(subject, self.problem, self.inputs, self.weight, truth)
             if check.failure is not None:
-                recover()
                 self._skip(subject, check.failure, correct=False)
+                recover(name)
                 del self.subjects[name]
                 continue
             self.subjects[name], self.checks[name] = subject, check
@@ -223,11 +231,20 @@ class _Part:
                 except Exception as error:
                     self.writer.failed(name, cells, describe(error), labels=subject.labels)
                     recover()
-        timings = take_turns(self.clock, tasks, **self.bench.rounds)
+        timings = self._take_turns(mode, EAGER, tasks)
         for name, timing in timings.items():
             self._store(name, mode, EAGER, timing, self._peak_bytes(tasks[name], timing))
         if GRAPH in self.bench.launch_modes:
             self._time_graphs(mode, tasks, timings)
+
+    def _take_turns(self, mode: str, launch_mode: str, tasks: dict[str, Task]) -> dict[str, Timing]:
+        """Time tasks; should the GPU be lost, that leaves rows, so that no later run loses it."""
+        try:
+            return take_turns(self.clock, tasks, **self.bench.rounds)
+        except GpuLostError as error:
+            for name in tasks if error.task is None else (error.task,):
+                self.writer.failed(name, [(mode, launch_mode)], str(error))
+            raise
 
     def _time_graphs(self, mode: str, tasks: dict[str, Task], eager: dict[str, Timing]) -> None:
         graphs: dict[str, Task] = {}
@@ -244,12 +261,19 @@ class _Part:
                     graphs[name] = _replaying(task)
             except Exception as error:
                 failed[name] = Timing(error=f"no CUDA graph: {describe(error)}")
-                recover()
-        timings = {**failed, **take_turns(self.clock, graphs, **self.bench.rounds)}
+                self._recover(name, mode, GRAPH, failed[name].error)
+        timings = {**failed, **self._take_turns(mode, GRAPH, graphs)}
         for name, timing in timings.items():
             self._store(name, mode, GRAPH, timing, None)
         del graphs
         _free()
+
+    def _recover(self, name: str, mode: str, launch_mode: str, reason: str | None) -> None:
+        try:
+            recover(name)
+        except GpuLostError:
+            self.writer.failed(name, [(mode, launch_mode)], reason or "GPU lost")
+            raise
 
     def _peak_bytes(self, task: Task, timing: Timing) -> int | None:
         if timing.error is not None or self.bench.device.type != "cuda":

@@ -18,7 +18,7 @@ from ham.kernels.registry import Provider, anywhere, find_operation, register_pr
 from ham.kernels.speed import run as run_module
 from ham.kernels.speed.ceilings import Ceilings
 from ham.kernels.speed.checks import Check, decisions_flipped, describe
-from ham.kernels.speed.clock import Task, Timing, WallClock, take_turns
+from ham.kernels.speed.clock import GpuLostError, Task, Timing, WallClock, take_turns
 from ham.kernels.speed.problems import AttentionProblem, RoutingProblem, RuleProblem, SsdProblem
 from ham.kernels.speed.run import Bench
 from ham.kernels.speed.store import RowStore, key_of
@@ -347,3 +347,17 @@ def test_numbers_that_are_none() -> None:
     check = Check(1e-2, {"o": float("nan"), "p": 1.0})
     assert check.worst()[0] == "o" and len(check.faults()) == 2
     assert Check(1e-2).worst() is None
+
+
+def test_the_cell_that_loses_the_gpu_has_a_row(
+    rule: dict[str, Provider], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*args: Any, **kwargs: Any) -> None:
+        raise GpuLostError(RuntimeError("illegal memory access"), "torch")
+
+    store = RowStore(None, COMMON)
+    monkeypatch.setattr(run_module, "take_turns", lose)
+    with pytest.raises(DeviceError, match="illegal memory access"):
+        make_bench(store).run(RULE, RATES)
+    lost = [row for row in store.rows.values() if row.error is not None]
+    assert [(row.provider, row.metric) for row in lost] == [("torch", "forward_ms")]
