@@ -118,9 +118,13 @@ def name_outputs(result: Any) -> dict[str, Tensor]:
 
 
 def run_with_gradients(
-    operation: Operation, provider: str, inputs: Mapping[str, Any]
+    operation: Operation, provider: str, inputs: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Run forward and backward; returns outputs and the gradients of all floating inputs."""
+    """Run forward and backward; returns outputs and the gradients of all floating inputs.
+
+    The weights of the outputs are rounded to `dtype`, the one under test, so that the truth gets
+    the same ones.
+    """
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in inputs.items()
@@ -130,7 +134,7 @@ def run_with_gradients(
     generator = torch.Generator().manual_seed(SEED)
     loss = torch.zeros((), dtype=torch.float64)
     for output in outputs.values():
-        weight = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        weight = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype)
         loss = loss + (output * weight.to(output)).double().sum().cpu()
     gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     short = (f"d {name.rpartition('_')[0]}" for name in leaves)
@@ -160,9 +164,9 @@ def compare(
         return Comparison(
             operation.name, provider, case.name, dtype, {}, TOLERANCES[dtype], refused
         )
-    truth = run_with_gradients(operation, REFERENCE, exact_inputs(inputs))
+    truth = run_with_gradients(operation, REFERENCE, exact_inputs(inputs), dtype)
     with chosen.setting():
-        tried = run_with_gradients(operation, provider, inputs)
+        tried = run_with_gradients(operation, provider, inputs, dtype)
     measure = error_measure(dtype)
     errors = {name: measure(tried[name], truth[name]) for name in truth if name in tried}
     return Comparison(operation.name, provider, case.name, dtype, errors, TOLERANCES[dtype])

@@ -74,13 +74,14 @@ def bench_cpu(arguments: argparse.Namespace) -> int:
     if arguments.dtype not in (None, "float32") or arguments.shapes:
         raise ConfigError("on a CPU providers are timed in float32 at the shapes of `cases.py`")
     timings: list[Timing] = []
+    known = {operation.name for operation, _ in all_cases()}
+    for name in set(arguments.ops or ()).difference(known):
+        raise unknown_choice("operation", name, known)
     cases = [
         (operation, case)
         for operation, case in all_cases()
         if not arguments.ops or operation.name in arguments.ops
     ]
-    if not cases:
-        raise unknown_choice("operation", arguments.ops, (one.name for one, _ in all_cases()))
     with ProgressReporter("kernels bench", len(cases)) as progress:
         for operation, case in cases:
             timings += time_case(operation, case, torch.float32, arguments.providers)

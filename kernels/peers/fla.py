@@ -139,9 +139,20 @@ def flash_qla_limits(arguments: Mapping[str, Any]) -> str | None:
         return f"takes bfloat16, not {q.dtype}"
     if (q.shape[-1], v.shape[-1]) != (FLASH_QLA_SIZE, FLASH_QLA_SIZE):
         return f"takes K = V = {FLASH_QLA_SIZE}, not K = {q.shape[-1]}, V = {v.shape[-1]}"
-    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (9, 0):
-        return "needs Hopper or newer"
-    return rule_limits(arguments)
+    return rule_limits(arguments) or (_rejected_by_dispatch(arguments) if q.is_cuda else None)
+
+
+def _rejected_by_dispatch(arguments: Mapping[str, Any]) -> str | None:
+    """Why FLA would not hand this call to FlashQLA but silently take its own kernels."""
+    try:
+        from fla.ops.gated_delta_rule.backends.flash_qla import FlashQLABackend
+
+        names = ("q", "k", "v", "log_decay", "beta")
+        inputs = (tensor(arguments, name) for name in names)
+        accepted, reason = FlashQLABackend().verify("chunk_gated_delta_rule", *inputs)
+    except Exception as error:
+        return f"FLA's dispatch to it cannot be asked: {error}"
+    return None if accepted else str(reason)
 
 
 def _with_setting(setting: Any, function: Any) -> Any:
