@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 
 from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput
-from ham.kernels.peers.packages import environment, given, on_cuda_with, tensor, version_of
+from ham.kernels.peers.packages import (
+    environment,
+    given,
+    on_cuda_with,
+    refuse_others,
+    tensor,
+    version_of,
+)
 from ham.kernels.registry import Provider
 from ham.kernels.ssd.arguments import SsdOutput
 
@@ -65,6 +72,7 @@ def gated_delta_rule(
     **unused: Any,
 ) -> GatedDeltaRuleOutput:
     """FLA's chunked gated delta rule; there is no prediction and no score."""
+    refuse_others(unused)
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
     o_BTHV, final_state_BHKV = chunk_gated_delta_rule(
@@ -96,6 +104,7 @@ def ssd(
     That function knows no shared keys: b and c are repeated over the heads that share them. Making
     dt x, dt a, the repeats and the skip is part of the time, as it is for whoever uses it so.
     """
+    refuse_others(unused)
     from fla.ops.simple_gla import chunk_simple_gla
 
     heads = x_BTHP.shape[2]

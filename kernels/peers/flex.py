@@ -2,20 +2,22 @@
 
 Packing takes one cumulative count, one scatter of positions and one gather, no sort. Packed
 positions increase, so a block of queries needs a prefix of the packed keys, and the block mask
-follows from the counts at its first and last query, without looking at T × N pairs. In the backward
-FlexAttention wants the transposed lists as well, which torch derives from these.
+follows from the counts at its first and last query, without looking at T × N pairs. For a backward
+FlexAttention wants the transposed lists as well, which torch derives from these; without gradients
+they are left out, so that a forward does not pay for them.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ham.kernels.peers.packages import given, on_cuda_with
+from ham.kernels.peers.packages import given, on_cuda_with, refuse_others
 from ham.kernels.registry import Provider
 
 BLOCK = 128
@@ -67,13 +69,12 @@ def block_lists(counts_BT: Tensor, slots: int) -> dict[str, Tensor]:
     }
 
 
-def pack(k_BTGK: Tensor, v_BTGV: Tensor, routed_BT: Tensor) -> Packed:
+def pack(k_BTGK: Tensor, v_BTGV: Tensor, routed_BT: Tensor, backward: bool | None = None) -> Packed:
     """Pack to the longest sequence of the batch, rounded up to whole blocks; waits for the device.
 
     The number of slots has to be known on the host, as it is the shape of the packed keys.
+    `backward`: whether a backward may follow; by default if gradients are on.
     """
-    from torch.nn.attention.flex_attention import BlockMask
-
     time = routed_BT.shape[1]
     counts_BT = routed_BT.cumsum(1)
     longest = int(counts_BT[:, -1].max())
@@ -84,12 +85,7 @@ def pack(k_BTGK: Tensor, v_BTGV: Tensor, routed_BT: Tensor) -> Packed:
     def visible(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return position_BN[b, kv] <= q
 
-    mask = BlockMask.from_kv_blocks(
-        **block_lists(counts_BT, slots),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=visible,
-        seq_lengths=(time, slots),
-    )
+    mask = _block_mask(block_lists(counts_BT, slots), visible, (time, slots), backward)
     return Packed(_gather(k_BTGK, index_BN), _gather(v_BTGV, index_BN), mask)
 
 
@@ -137,14 +133,13 @@ def packed_attention(
     **unused: Any,
 ) -> Tensor:
     """Pack, build the mask, attend."""
+    refuse_others(unused)
     packed = pack(k_BTGK, v_BTGV, routed_BT)
     return attend(q_BTHK, packed.k_BNGK, packed.v_BNGV, packed.mask, scale)
 
 
 def causal_mask(routed_BT: Tensor) -> Any:
     """Causal and routed over all keys: routing without structure leaves no block empty or full."""
-    from torch.nn.attention.flex_attention import BlockMask
-
     batch, time = routed_BT.shape
     blocks = -(-time // BLOCK)
     row = torch.arange(blocks, device=routed_BT.device, dtype=torch.int32)
@@ -152,12 +147,34 @@ def causal_mask(routed_BT: Tensor) -> Any:
     def visible(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return (kv <= q) & routed_BT[b, kv]
 
+    lists = {
+        "kv_num_blocks": (row + 1).expand(batch, 1, blocks).contiguous(),
+        "kv_indices": row.expand(batch, 1, blocks, blocks).contiguous(),
+    }
+    return _block_mask(lists, visible, (time, time), None)
+
+
+@functools.cache
+def has_choice_of_lists() -> bool:
+    """Whether this torch can leave the transposed lists out; older versions make them always."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    return "compute_q_blocks" in inspect.signature(BlockMask.from_kv_blocks).parameters
+
+
+def _block_mask(
+    lists: dict[str, Tensor],
+    visible: Callable[..., Tensor],
+    lengths: tuple[int, int],
+    backward: bool | None,
+) -> Any:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    options: dict[str, bool] = {}
+    if has_choice_of_lists():
+        options["compute_q_blocks"] = torch.is_grad_enabled() if backward is None else backward
     return BlockMask.from_kv_blocks(
-        (row + 1).expand(batch, 1, blocks).contiguous(),
-        row.expand(batch, 1, blocks, blocks).contiguous(),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=visible,
-        seq_lengths=(time, time),
+        **lists, BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=lengths, **options
     )
 
 
@@ -171,6 +188,7 @@ def masked_attention(
     **unused: Any,
 ) -> Tensor:
     """Attend to all keys under a mask of the routed ones."""
+    refuse_others(unused)
     return attend(q_BTHK, k_BTGK, v_BTGV, causal_mask(routed_BT), scale)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ham.kernels.peers.packages import on_cuda_with, version_of
+from ham.kernels.peers.packages import on_cuda_with, refuse_others, version_of
 from ham.kernels.registry import Provider
 from ham.kernels.ssd.arguments import SsdOutput
 
@@ -26,6 +26,7 @@ def ssd(
     **unused: Any,
 ) -> SsdOutput:
     """`mamba_chunk_scan_combined`, which takes b and c shared over groups of heads."""
+    refuse_others(unused)
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     b_BTGS, c_BTGS = (part.unsqueeze(2) if part.ndim == 3 else part for part in (b, c))

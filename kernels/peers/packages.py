@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ham.errors import ConfigError
+
 
 def on_cuda_with(*modules: str) -> Callable[[torch.device], bool]:
     """Availability: a CUDA device, and every one of these modules can be found."""
@@ -62,9 +64,22 @@ def tensor(arguments: Mapping[str, Any], name: str) -> torch.Tensor:
 
 
 def given(arguments: Mapping[str, Any], *names: str) -> str | None:
-    """The first of these optional arguments that is given (not None, not 0), or None."""
-    for name in names:
+    """The first of these optional arguments that is given (not None, not 0), or None.
+
+    Without names, all arguments are looked at.
+    """
+    for name in names or arguments:
         value = arguments.get(name)
         if value is not None and not (isinstance(value, int) and value == 0):
             return name
     return None
+
+
+def refuse_others(arguments: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an optional argument that a peer would ignore silently.
+
+    `chunk_size` is not one of them: it chooses how to compute, not what.
+    """
+    extra = given({name: value for name, value in arguments.items() if name != "chunk_size"})
+    if extra is not None:
+        raise ConfigError(f"this provider does not take {extra}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ham.kernels.peers.packages import given, on_cuda_with, tensor
+from ham.kernels.peers.packages import given, on_cuda_with, refuse_others, tensor
 from ham.kernels.registry import Provider
 
 
@@ -29,6 +29,8 @@ def dense_attention(
     **unused: Any,
 ) -> Tensor:
     """Causal attention over all keys by one backend of torch."""
+    # With every token routed a window adds nothing.
+    refuse_others({name: value for name, value in unused.items() if name != "window"})
     q_BHTK, k_BGTK, v_BGTV = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGV))
     with sdpa_kernel(backend):
         o_BHTV = F.scaled_dot_product_attention(

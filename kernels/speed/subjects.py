@@ -166,7 +166,7 @@ def _run(run: Callable[..., Any], inputs: Inputs, provider: str) -> dict[str, Te
 def _prepack(inputs: Inputs) -> dict[str, Any]:
     q_BTHK, k, v, routed_BT = inputs.values()
     with torch.no_grad():
-        packed = flex.pack(k, v, routed_BT)
+        packed = flex.pack(k, v, routed_BT, backward=True)
     return {
         "q_BTHK": q_BTHK,
         "k_BNGK": packed.k_BNGK,

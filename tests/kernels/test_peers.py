@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from ham.errors import ConfigError
 from ham.kernels.gated_delta_rule import gated_delta_rule
 from ham.kernels.peers import fla, flex, mamba, sdpa
 from ham.kernels.peers.packages import environment, given, tensor, version_of
@@ -67,6 +68,15 @@ def listed(lists: dict[str, Tensor], kind: str, sequence: int, row: int) -> list
     return lists[f"{kind}_indices"][sequence, 0, row, :count].tolist()
 
 
+@pytest.mark.skipif(not flex.has_choice_of_lists(), reason="this torch has no such choice")
+def test_a_forward_does_not_pay_for_the_lists_of_a_backward() -> None:
+    _, k, v, routed_BT = random_attention(130)
+    assert flex.pack(k, v, routed_BT).mask.q_indices is not None
+    with torch.no_grad():
+        assert flex.pack(k, v, routed_BT).mask.q_indices is None
+        assert flex.pack(k, v, routed_BT, backward=True).mask.q_indices is not None
+
+
 def test_grouped_heads_reach_flex_attention() -> None:
     q, k, v, routed_BT = random_attention(130)
     shared = [x[:, :, :1] for x in (k, v)]
@@ -84,6 +94,14 @@ def test_switches_of_routed_attention_are_refused() -> None:
     assert flex.limits({**arguments, "window": 0, "sink_HK": None}) is None
     assert flex.limits({**arguments, "window": 4}) == "window is not done here"
     assert "sink" in flex.limits({**arguments, "sink_HK": q})
+
+
+@pytest.mark.parametrize("function", [flex.packed_attention, flex.masked_attention, fla.ssd])
+def test_arguments_that_would_be_ignored_are_refused(function: Any) -> None:
+    q, k, v, routed_BT = random_attention(4)
+    rest = (q, q) if function is fla.ssd else ()
+    with pytest.raises(ConfigError, match="does not take window"):
+        function(q, k, v, routed_BT, *rest, window=2, chunk_size=64, sink_HK=None)
 
 
 def test_dense_attention_only_where_all_is_routed_in_half_precision() -> None:
