@@ -35,19 +35,19 @@ from ham.kernels.registry import Provider
 from ham.kernels.ssd.arguments import SsdOutput
 
 FLASH_QLA_SIZE = 128
-_TRITON_PATH = {"FLA_FLASH_QLA": "0", "FLA_TILELANG": "0"}
-_FLASH_QLA_PATH = {"FLA_FLASH_QLA": "1", "FLA_TILELANG": "0"}
+TRITON_PATH = {"FLA_FLASH_QLA": "0", "FLA_TILELANG": "0"}
+FLASH_QLA_PATH = {"FLA_FLASH_QLA": "1", "FLA_TILELANG": "0"}
 _GUARDED_MODULE = "fla.ops.common.chunk_o"
 
 
 def triton_path() -> contextlib.AbstractContextManager:
     """FLA's own Triton kernels, whatever else is installed."""
-    return environment(_TRITON_PATH)
+    return environment(TRITON_PATH)
 
 
 def flash_qla_path() -> contextlib.AbstractContextManager:
     """FlashQLA for the gated delta rule, forward and backward."""
-    return environment(_FLASH_QLA_PATH)
+    return environment(FLASH_QLA_PATH)
 
 
 @contextlib.contextmanager

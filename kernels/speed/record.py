@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ham.fingerprint import fingerprint, repository_root
+from ham.kernels.peers.fla import FLASH_QLA_PATH, TRITON_PATH
 from ham.kernels.registry import operations
 from ham.report.manifest import (
     collect_manifest,
@@ -60,6 +61,7 @@ def speed_manifest(
         "kernel_sources": code_fingerprint,
         "peers": peer_versions(),
         "environment": switches(),
+        "peer_environment": {"fla": TRITON_PATH, "flash_qla": FLASH_QLA_PATH},
     }
     manifest = collect_manifest({"device": device, "dtype": dtype}, command, extra=extra)
     manifest["measured"] = {"commands": [portable_command(command)], "ceilings": {}, "tiles": {}}

@@ -20,8 +20,10 @@ from ham.kernels.speed.ceilings import Ceilings
 from ham.kernels.speed.checks import Check, decisions_flipped, describe
 from ham.kernels.speed.clock import GpuLostError, Task, Timing, WallClock, take_turns
 from ham.kernels.speed.problems import AttentionProblem, RoutingProblem, RuleProblem, SsdProblem
+from ham.kernels.speed.record import kernel_modules, switches
 from ham.kernels.speed.run import Bench
 from ham.kernels.speed.store import RowStore, key_of
+from ham.kernels.speed.tiles import recorded_tiles
 from ham.report.manifest import read_manifest
 from ham.report.rows import Row, read_rows
 
@@ -277,7 +279,13 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     manifest = read_manifest(tmp_path / "kernel_speed.manifest.json")
     assert {row.manifest_id for row in rows} == {manifest["manifest_id"]}
     assert manifest["config"] == {"device": "cpu", "dtype": "float32"}
-    assert set(manifest["extra"]) == {"kernel_sources", "peers", "environment"}
+    assert set(manifest["extra"]) == {
+        "kernel_sources",
+        "peers",
+        "environment",
+        "peer_environment",
+    }
+    assert manifest["extra"]["peer_environment"]["fla"]["FLA_FLASH_QLA"] == "0"
     assert len(manifest["measured"]["ceilings"]) == 3
     printed = capsys.readouterr()
     assert "SSD (Mamba-2): times" in printed.out
@@ -361,3 +369,21 @@ def test_the_cell_that_loses_the_gpu_has_a_row(
         make_bench(store).run(RULE, RATES)
     lost = [row for row in store.rows.values() if row.error is not None]
     assert [(row.provider, row.metric) for row in lost] == [("torch", "forward_ms")]
+
+
+def test_chosen_tiles_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = pytest.importorskip("ham.kernels.gated_delta_rule.triton_tiles")
+    monkeypatch.setattr(tiles, "choose_tile", lambda kernel, width: f"{width} wide")
+    with recorded_tiles("gated_delta_rule") as chosen:
+        assert tiles.choose_tile("walk", 64) == "64 wide"
+    assert chosen == {"walk: 64 wide"}
+    with recorded_tiles("route_index") as chosen:
+        pass
+    assert chosen == set()
+
+
+def test_all_kernel_code_is_in_the_fingerprint() -> None:
+    modules = kernel_modules()
+    for name in ("speed.run", "peers.fla", "gated_delta_rule.triton_forward", "registry"):
+        assert f"ham.kernels.{name}" in modules
+    assert all(name.startswith("FLA_") for name in switches() if "FLASH_QLA" in name)
