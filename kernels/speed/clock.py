@@ -1,8 +1,8 @@
 """Timing of tasks that take turns, by CUDA events or by wall clock, and of CUDA graphs.
 
-Each round runs every task once; a task leaves when it has had `MAX_ROUNDS` or has used up its time.
-On a GPU the L2 cache is overwritten before every call. The host waits for the device only after
-several rounds, so that launching runs ahead of the device as it does in a training step.
+Each round runs every task once; how many rounds a task takes part in follows from its time when
+warm. On a GPU the L2 cache is overwritten before every call. The host waits for the device only
+after several rounds, so that launching runs ahead of the device as it does in a training step.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ MIN_ROUNDS = 5
 ROUNDS_AT_ONCE = 5
 MAX_ROUNDS = 40
 WARM_UP = 2
+# A call that takes longer than SLOW_MS is timed SLOW_ROUNDS times.
+SLOW_MS = 100.0
+SLOW_ROUNDS = 3
 # Milliseconds that one task may be timed, beyond its first MIN_ROUNDS.
 TASK_BUDGET_MS = 600.0
 # Five times the L2 cache of an H100.
@@ -117,28 +120,35 @@ def take_turns(
     Raises:
         GpuLostError: If the GPU can no longer be used by this process.
     """
-    timings = {name: Timing() for name in tasks}
-    _rounds(clock, tasks, timings, WARM_UP, keep=False)
-    while active := {
-        name: task
-        for name, task in tasks.items()
-        if timings[name].error is None
-        and not _finished(timings[name].samples_ms, min_rounds, max_rounds, budget_ms)
-    }:
-        _rounds(clock, active, timings, min(ROUNDS_AT_ONCE, max_rounds), keep=True)
+    warm = {name: Timing() for name in tasks}
+    _rounds(clock, tasks, warm, WARM_UP)
+    timings = {name: Timing(error=one.error) for name, one in warm.items()}
+    left = {
+        name: plan_rounds(one.samples_ms[-1], min_rounds, max_rounds, budget_ms)
+        for name, one in warm.items()
+        if one.error is None
+    }
+    while left:
+        rounds = min(ROUNDS_AT_ONCE, *left.values())
+        _rounds(clock, {name: tasks[name] for name in left}, timings, rounds)
+        left = {
+            name: count - rounds
+            for name, count in left.items()
+            if count > rounds and timings[name].error is None
+        }
     return timings
 
 
-def _finished(samples: list[float], least: int, most: int, budget_ms: float) -> bool:
-    return len(samples) >= most or (len(samples) >= least and sum(samples) >= budget_ms)
+def plan_rounds(milliseconds: float, least: int, most: int, budget_ms: float) -> int:
+    """How often a call that takes so long is timed: as its budget allows, within bounds."""
+    if milliseconds > SLOW_MS:
+        least = min(least, SLOW_ROUNDS)
+    affordable = int(budget_ms / milliseconds) if milliseconds > 0 else most
+    return max(least, min(most, affordable))
 
 
 def _rounds(
-    clock: Clock,
-    tasks: Mapping[str, Task],
-    timings: Mapping[str, Timing],
-    rounds: int,
-    keep: bool,
+    clock: Clock, tasks: Mapping[str, Task], timings: Mapping[str, Timing], rounds: int
 ) -> None:
     readings: list[tuple[str, Callable[[], float]]] = []
     for _ in range(rounds):
@@ -155,9 +165,7 @@ def _rounds(
     except RuntimeError as error:
         raise GpuLostError(error) from error
     for name, read in readings:
-        milliseconds = read()
-        if keep:
-            timings[name].samples_ms.append(milliseconds)
+        timings[name].samples_ms.append(read())
 
 
 class GpuLostError(DeviceError):

@@ -121,6 +121,9 @@ class Bench:
                 writer.failed(name, list(writer.pending(name)), reason)
             recover()
         finally:
+            # FlexAttention is compiled anew for every shape; without this, the limit of 8 versions
+            # of one function would be reached.
+            torch.compiler.reset()
             _free()
 
 

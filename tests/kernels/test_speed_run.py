@@ -18,7 +18,14 @@ from ham.kernels.registry import Provider, anywhere, find_operation, register_pr
 from ham.kernels.speed import run as run_module
 from ham.kernels.speed.ceilings import Ceilings
 from ham.kernels.speed.checks import Check, decisions_flipped, describe
-from ham.kernels.speed.clock import GpuLostError, Task, Timing, WallClock, take_turns
+from ham.kernels.speed.clock import (
+    GpuLostError,
+    Task,
+    Timing,
+    WallClock,
+    plan_rounds,
+    take_turns,
+)
 from ham.kernels.speed.problems import AttentionProblem, RoutingProblem, RuleProblem, SsdProblem
 from ham.kernels.speed.record import kernel_modules, switches
 from ham.kernels.speed.run import Bench
@@ -31,7 +38,7 @@ CPU = torch.device("cpu")
 RATES = Ceilings(copy_bytes=1e11, matmul_flops=1e12)
 RULE = RuleProblem("B1_T20_H2_D8")
 COMMON = {"device": "CPU", "code_fingerprint": "code", "manifest_id": "manifest"}
-ROUNDS = {"min_rounds": 1, "max_rounds": 2, "budget_ms": 1.0}
+ROUNDS = {"min_rounds": 2, "max_rounds": 2, "budget_ms": 1.0}
 
 
 @pytest.fixture
@@ -333,6 +340,14 @@ def test_a_slow_task_stops_after_its_least_rounds() -> None:
     assert timing.samples_ms == [100.0] * 5
     assert timing.estimate.value == 100.0
     assert Timing(error="x").estimate is None
+
+
+def test_rounds_follow_from_the_time_of_a_call() -> None:
+    assert plan_rounds(1.0, least=5, most=40, budget_ms=600.0) == 40
+    assert plan_rounds(50.0, least=5, most=40, budget_ms=600.0) == 12
+    assert plan_rounds(90.0, least=5, most=40, budget_ms=60.0) == 5
+    assert plan_rounds(900.0, least=5, most=40, budget_ms=600.0) == 3
+    assert plan_rounds(0.0, least=5, most=40, budget_ms=600.0) == 40
 
 
 def test_a_lost_gpu_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
