@@ -11,7 +11,7 @@ inputs, weights of the loss and gradient buffers of earlier rounds lie outside t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,14 +88,28 @@ def _take_turns(tasks: list[Task]) -> list[list[float]]:
     return samples
 
 
-def time_case(operation: Operation, case: Case, dtype: torch.dtype) -> Iterator[Timing]:
-    """Verify, then time every provider of an operation that runs on the CPU."""
+def time_case(
+    operation: Operation,
+    case: Case,
+    dtype: torch.dtype,
+    providers: Sequence[str] | None = None,
+) -> Iterator[Timing]:
+    """Verify, then time every provider of an operation that runs on the CPU and can do the case.
+
+    Args:
+        operation: The operation.
+        case: The problem size.
+        dtype: Of the inputs.
+        providers: Names of those to time, or None for all.
+    """
     device = torch.device("cpu")
     inputs = case.inputs(dtype, device, SEED)
     flops = case.cost(dtype).flops
     correct = []
     for provider in operation.providers.values():
-        if not provider.available(device):
+        if not provider.available(device) or provider.refusal(inputs) is not None:
+            continue
+        if providers and provider.name not in providers:
             continue
         comparison = compare(operation, provider.name, case, dtype, device)
         if comparison.passed:

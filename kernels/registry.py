@@ -2,22 +2,29 @@
 
 An operation is a folder of this package whose `__init__` calls `register_operation`.
 Verification, timing and tests loop over the registry, so a new provider needs no further line
-anywhere else.
+anywhere else. Other people's implementations (`ham.kernels.peers`) are providers of kind `peer`:
+they are there to be measured against, and neither `auto` nor `ham kernels verify` takes them.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from ham.errors import DeviceError, unknown_choice
+from ham.errors import ConfigError, DeviceError, unknown_choice
 
 REFERENCE = "reference"
+TORCH = "torch"
+TRITON = "triton"
+AUTO = "auto"
+
+Limits = Callable[[Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,28 @@ class Provider:
         name: Name that callers pass as `provider=`.
         function: Takes the arguments of `Operation.run`, defaults filled in, without `provider`.
         available: Whether it can run on a device; must not raise.
+        kind: `reference` is the definition, `own` this project's code, `peer` somebody else's.
+        limits: Why it cannot do these arguments (by name), in a few words, or None if it can;
+            must not raise.
+        version: Version of the package behind a peer, or None where it is not installed.
+        setting: What must hold while it runs, forward and backward; entered around every call by
+            whoever compares or times it.
+        unguarded: Further setting under which a peer does what it refuses to do because it knows
+            its result to be wrong; for `--time-wrong-peer` only.
     """
 
     name: str
     function: Callable[..., Any]
     available: Callable[[torch.device], bool]
+    kind: Literal["reference", "own", "peer"] = "own"
+    limits: Limits | None = None
+    version: Callable[[], str | None] | None = None
+    setting: Callable[[], AbstractContextManager] = nullcontext
+    unguarded: Callable[[], AbstractContextManager] | None = None
+
+    def refusal(self, arguments: Mapping[str, Any]) -> str | None:
+        """Why it cannot do these arguments, or None."""
+        return None if self.limits is None else self.limits(arguments)
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,24 @@ _OPERATIONS: dict[str, Operation] = {}
 def anywhere(device: torch.device) -> bool:
     """Availability of plain torch code."""
     return True
+
+
+def limits_of(check: Callable[..., None], *names: str) -> Limits:
+    """Limits from a function that raises `ConfigError` for what its provider cannot do.
+
+    Args:
+        check: Takes the arguments called `names`, in this order.
+        names: Parameters of the operation.
+    """
+
+    def limits(arguments: Mapping[str, Any]) -> str | None:
+        try:
+            check(*(arguments[name] for name in names))
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    return limits
 
 
 def register_operation(operation: Operation, *providers: Provider) -> None:
@@ -112,16 +154,36 @@ def find_operation(name: str) -> Operation:
     return known[name]
 
 
-def find_provider(operation: str, name: str, device: torch.device) -> Provider:
+def find_provider(
+    operation: str,
+    name: str,
+    device: torch.device,
+    arguments: Mapping[str, Any] | None = None,
+) -> Provider:
     """The provider `name` of an operation whose folder is imported already.
+
+    Args:
+        operation: Name of the operation.
+        name: A provider, or `auto`: `triton` on a CUDA device where it is available and can do
+            the arguments, `torch` everywhere else.
+        device: Where the inputs are.
+        arguments: Arguments of the operation by name, for `auto`; without them its limits are not
+            looked at.
 
     Raises:
         ConfigError: If the operation has no such provider; the message lists the legal ones.
         DeviceError: If the provider cannot run on `device`.
     """
+    if name == AUTO:
+        return _automatic(operation, device, arguments or {})
     providers = _OPERATIONS[operation].providers
     if name not in providers:
-        raise unknown_choice(f"provider of {operation}", name, providers)
+        # Peers register themselves when the whole package is imported.
+        providers = operations()[operation].providers
+    if name not in providers:
+        peers = sorted(other.name for other in providers.values() if other.kind == "peer")
+        legal = [*sorted(set(providers).difference(peers)), AUTO, *peers]
+        raise ConfigError(f"unknown provider of {operation} {name!r}; known: {', '.join(legal)}")
     provider = providers[name]
     if not provider.available(device):
         usable = sorted(other.name for other in providers.values() if other.available(device))
@@ -130,3 +192,13 @@ def find_provider(operation: str, name: str, device: torch.device) -> Provider:
             f"available there: {', '.join(usable)}"
         )
     return provider
+
+
+def _automatic(operation: str, device: torch.device, arguments: Mapping[str, Any]) -> Provider:
+    providers = _OPERATIONS[operation].providers
+    fused = providers.get(TRITON)
+    if fused is None or device.type != "cuda" or not fused.available(device):
+        return providers[TORCH]
+    if arguments and fused.refusal(arguments) is not None:
+        return providers[TORCH]
+    return fused

@@ -16,7 +16,7 @@ the order in which a BLAS library adds.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ham.kernels.registry import REFERENCE, Cost, Operation, find_provider, operations
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 SEED = 20260322
 
 
@@ -54,6 +54,7 @@ class Comparison:
     Attributes:
         errors: Relative error by tensor: outputs by name, gradients as `d <input>`.
         tolerance: Largest error accepted.
+        refused: Why the provider cannot do this case; then there are no errors.
     """
 
     operation: str
@@ -62,10 +63,13 @@ class Comparison:
     dtype: torch.dtype
     errors: Mapping[str, float]
     tolerance: float
+    refused: str | None = None
 
     @property
     def worst(self) -> float:
-        """The largest error; NaN if any is NaN."""
+        """The largest error; NaN if any is NaN, 0 without any."""
+        if not self.errors:
+            return 0.0
         return torch.tensor(list(self.errors.values()), dtype=torch.float64).max().item()
 
     @property
@@ -91,16 +95,36 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return difference / size if size > 0 else difference
 
 
+def relative_norm(value: Tensor, truth: Tensor) -> float:
+    """`||value - truth|| / ||truth||`, or `||value||` where the truth is all zero."""
+    difference = (value.double() - truth.double()).norm().item()
+    size = truth.double().norm().item()
+    return difference / size if size > 0 else difference
+
+
+def error_measure(dtype: torch.dtype) -> Callable[[Tensor, Tensor], float]:
+    """How the error of a tensor is measured when inputs have this dtype."""
+    return relative_norm if dtype == torch.bfloat16 else relative_error
+
+
 def name_outputs(result: Any) -> dict[str, Tensor]:
-    """Outputs of an operation by short name (`o`, `final_state`, ...)."""
+    """Outputs of an operation by short name (`o`, `final_state`, ...), those that are given."""
     named = {"o": result} if isinstance(result, Tensor) else result._asdict()
-    return {name.rpartition("_B")[0] or name: tensor for name, tensor in named.items()}
+    return {
+        name.rpartition("_B")[0] or name: tensor
+        for name, tensor in named.items()
+        if tensor is not None
+    }
 
 
 def run_with_gradients(
-    operation: Operation, provider: str, inputs: Mapping[str, Any]
+    operation: Operation, provider: str, inputs: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Run forward and backward; returns outputs and the gradients of all floating inputs."""
+    """Run forward and backward; returns outputs and the gradients of all floating inputs.
+
+    The weights of the outputs are rounded to `dtype`, the one under test, so that the truth gets
+    the same ones.
+    """
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in inputs.items()
@@ -110,7 +134,7 @@ def run_with_gradients(
     generator = torch.Generator().manual_seed(SEED)
     loss = torch.zeros((), dtype=torch.float64)
     for output in outputs.values():
-        weight = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        weight = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype)
         loss = loss + (output * weight.to(output)).double().sum().cpu()
     gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     short = (f"d {name.rpartition('_')[0]}" for name in leaves)
@@ -133,27 +157,45 @@ def compare(
         ConfigError: If the provider is unknown.
         DeviceError: If it cannot run on `device`.
     """
-    find_provider(operation.name, provider, device)
+    chosen = find_provider(operation.name, provider, device)
     inputs = case.inputs(dtype, device, SEED)
-    exact = {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
-    truth = run_with_gradients(operation, REFERENCE, exact)
-    tried = run_with_gradients(operation, provider, inputs)
-    errors = {name: relative_error(tried[name], truth[name]) for name in truth}
+    refused = chosen.refusal(inputs)
+    if refused is not None:
+        return Comparison(
+            operation.name, provider, case.name, dtype, {}, TOLERANCES[dtype], refused
+        )
+    truth = run_with_gradients(operation, REFERENCE, exact_inputs(inputs), dtype)
+    with chosen.setting():
+        tried = run_with_gradients(operation, provider, inputs, dtype)
+    measure = error_measure(dtype)
+    errors = {name: measure(tried[name], truth[name]) for name in truth if name in tried}
     return Comparison(operation.name, provider, case.name, dtype, errors, TOLERANCES[dtype])
 
 
+def exact_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs with every floating tensor in float64."""
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def error_formula(dtype: torch.dtype) -> str:
+    """What `error_measure` computes, in writing."""
+    if dtype == torch.bfloat16:
+        return "||x - truth|| / ||truth||"
+    return "max |x - truth| / max |truth|"
+
+
 def verify_all(dtype: torch.dtype, device: torch.device) -> Iterator[Comparison]:
-    """Compare every available provider of every operation on every verification case.
+    """Compare every available provider of this project on every verification case.
 
     The reference itself is compared only below float64, where it shows how much of an error is
-    rounding that nobody can avoid.
+    rounding that nobody can avoid. Peers are compared where they are timed (`ham kernels bench`).
     """
     for operation in operations().values():
         for provider in operation.providers.values():
-            if not provider.available(device):
+            if provider.kind == "peer" or not provider.available(device):
                 continue
             if provider.name == REFERENCE and dtype == torch.float64:
                 continue

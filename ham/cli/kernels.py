@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ham.cli import _kernels_gate
+from ham.cli import _kernels_gate, _kernels_speed
+from ham.device import DEVICES
+from ham.errors import ConfigError, unknown_choice
 
 if TYPE_CHECKING:
     from ham.kernels.bench import Timing
     from ham.kernels.verify import Comparison
     from ham.report.rows import RowWriter
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16")
 MISSING = "–"
 
 
@@ -27,24 +28,26 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "verify", help="compare outputs and every gradient with the float64 reference"
     )
     check.add_argument("--dtype", choices=DTYPES, default="float32")
+    check.add_argument("--device", choices=DEVICES, default="auto")
     check.set_defaults(handler=verify)
-    speed = actions.add_parser("bench", help="verify, then time, on the CPU")
-    speed.add_argument("--device", choices=("cpu",), default="cpu")
-    speed.add_argument("--rows", type=Path, help="JSON-lines file to write, with a manifest")
+    speed = actions.add_parser("bench", help="verify, then time, on the CPU or on a GPU")
+    _kernels_speed.add_bench_options(speed)
     speed.set_defaults(handler=bench)
     _kernels_gate.register(actions)
+    _kernels_speed.register_report(actions)
 
 
 def verify(arguments: argparse.Namespace) -> int:
     """Print one table per operation and a summary; status 1 if any provider is wrong."""
     import torch
 
-    from ham.kernels.verify import verify_all
+    from ham.device import resolve_device
+    from ham.kernels.verify import error_formula, verify_all
 
     dtype = getattr(torch, arguments.dtype)
-    comparisons = list(verify_all(dtype, torch.device("cpu")))
+    comparisons = list(verify_all(dtype, resolve_device(arguments.device)))
     for operation in dict.fromkeys(each.operation for each in comparisons):
-        print(f"\n{operation}, {arguments.dtype}: max |x - truth| / max |truth|\n")
+        print(f"\n{operation}, {arguments.dtype}: {error_formula(dtype)}\n")
         print(_error_table([each for each in comparisons if each.operation == operation]))
     print(f"\nWorst over all cases, {arguments.dtype}\n")
     print(_summary_table(comparisons))
@@ -53,16 +56,36 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def bench(arguments: argparse.Namespace) -> int:
     """Print a table of times and write rows; status 1 if any provider is wrong."""
+    from ham.device import gpu_lease, resolve_device
+
+    with gpu_lease(arguments.device):
+        device = resolve_device(arguments.device)
+        if device.type == "cuda":
+            return _kernels_speed.run_bench(arguments, device)
+    return bench_cpu(arguments)
+
+
+def bench_cpu(arguments: argparse.Namespace) -> int:
+    """Verify and time on the CPU, in float32."""
     import torch
 
     from ham.kernels.bench import all_cases, time_case
     from ham.progress import ProgressReporter
 
+    if arguments.dtype not in (None, "float32") or arguments.shapes:
+        raise ConfigError("on a CPU providers are timed in float32 at the shapes of `cases.py`")
     timings: list[Timing] = []
-    cases = all_cases()
+    known = {operation.name for operation, _ in all_cases()}
+    for name in set(arguments.ops or ()).difference(known):
+        raise unknown_choice("operation", name, known)
+    cases = [
+        (operation, case)
+        for operation, case in all_cases()
+        if not arguments.ops or operation.name in arguments.ops
+    ]
     with ProgressReporter("kernels bench", len(cases)) as progress:
         for operation, case in cases:
-            timings += time_case(operation, case, torch.float32)
+            timings += time_case(operation, case, torch.float32, arguments.providers)
             progress.advance(note=f"{operation.name} {case.name}")
     print(f"float32, {torch.get_num_threads()} threads, median [p20, p80] in ms\n")
     print(_time_table(timings))
@@ -83,11 +106,17 @@ def _error_table(comparisons: Sequence[Comparison]) -> str:
             each.provider,
             each.case,
             *(f"{each.errors[name]:.0e}" if name in each.errors else MISSING for name in names),
-            "yes" if each.passed else "NO",
+            _verdict(each),
         ]
         for each in comparisons
     ]
     return _markdown(["provider", "shape", *names, f"<= {comparisons[0].tolerance:.0e}"], rows)
+
+
+def _verdict(comparison: Comparison) -> str:
+    if comparison.refused is not None:
+        return f"skipped: {comparison.refused}"
+    return "yes" if comparison.passed else "NO"
 
 
 def _summary_table(comparisons: Sequence[Comparison]) -> str:
@@ -100,7 +129,8 @@ def _summary_table(comparisons: Sequence[Comparison]) -> str:
             for name, error in each.errors.items()
         ]
         worst = (
-            max(e for is_gradient, e in errors if is_gradient is kind) for kind in (False, True)
+            max((e for is_gradient, e in errors if is_gradient is kind), default=0.0)
+            for kind in (False, True)
         )
         rows.append([*key, *(f"{error:.1e}" for error in worst)])
     return _markdown(["operation", "provider", "outputs", "gradients"], rows)

@@ -31,9 +31,9 @@ def publish(arguments: argparse.Namespace) -> int:
 
 def rebuild(arguments: argparse.Namespace) -> int:
     """Make the reports of the named results again, or of all."""
-    from ham.report.publish import REPORTS, build_published, published_names
+    from ham.report.publish import build_published, published_names
 
     for name in arguments.names or published_names():
-        build_published(name)
-        print(REPORTS / name / "index.html")
+        for page in build_published(name):
+            print(page)
     return 0

@@ -27,7 +27,8 @@ PACKAGES = ("ham-bench", "torch", "triton", "numpy", "lm-eval", "datasets", "sna
 COMMIT_FILE_VARIABLE = "HAM_COMMIT_FILE"
 
 # What changes from one second to the next and says nothing about what was run.
-VOLATILE = ("manifest_id", "started", "wall_seconds")
+# `measured` holds what a job found out about its machine.
+VOLATILE = ("manifest_id", "started", "wall_seconds", "measured")
 VOLATILE_GPU = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")
 
 _GPU_FIELDS = {

@@ -418,6 +418,11 @@ def log_y_rate(axes: Axes) -> None:
     _log_y(axes, 10, lambda value, _: short_rate(value))
 
 
+def log_y_time(axes: Axes) -> None:
+    """A decimal axis in plain milliseconds with at most eight ticks."""
+    _log_y(axes, 10, lambda value, _: f"{value:g}")
+
+
 def _log_y(axes: Axes, base: int, write: Any) -> None:
     axes.set_yscale("log", base=base)
     low, high = axes.get_ylim()

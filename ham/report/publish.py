@@ -1,7 +1,8 @@
 """Published results: rows and manifests in git, and everything that is made from them.
 
-`results/published/<name>/` holds copies of a finished run's rows, manifests and configuration.
-They are source files: no rule ever writes them, so a fresh machine reruns nothing. The report in
+`results/published/<name>/` holds copies of a finished run's rows, manifests and configuration, or
+the rows and manifest of a kernel speed run (`kernel_speed.rows.jsonl`), or both. They are source
+files: no rule ever writes them, so a fresh machine reruns nothing. The report in
 `reports/published/<name>/` can be made again from them at any time, byte for byte.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,6 +18,7 @@ from ham.config import load_config
 from ham.errors import ConfigError, MissingDataError
 from ham.files import atomic_writer, write_text
 from ham.report.build import build_report
+from ham.report.kernel_report import build_kernel_report
 from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import read_rows
 from ham.workflow import parse_workflow_config, rows_files
@@ -25,6 +26,7 @@ from ham.workflow import parse_workflow_config, rows_files
 RESULTS = Path("results/published")
 REPORTS = Path("reports/published")
 CONFIG_FILE = "config.yaml"
+KERNEL_ROWS = "kernel_speed.rows.jsonl"
 
 
 def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> list[Path]:
@@ -65,33 +67,59 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
 
 
 def published_names(root: Path = Path()) -> list[str]:
-    """Names under which results are published."""
-    return sorted(path.parent.name for path in (root / RESULTS).glob(f"*/{CONFIG_FILE}"))
+    """Names under which results are published that a report is made of."""
+    return sorted(
+        {
+            path.parent.name
+            for file in (CONFIG_FILE, KERNEL_ROWS)
+            for path in (root / RESULTS).glob(f"*/{file}")
+        }
+    )
 
 
-def build_published(name: str, root: Path = Path(), out: Path | None = None) -> dict[str, Any]:
-    """Make the report of published rows again; returns the listing of `report.json`.
+def build_published(name: str, root: Path = Path(), out: Path | None = None) -> list[Path]:
+    """Make the reports of published rows again.
 
     Args:
         name: One of `published_names`.
         root: The checkout.
         out: Folder to write; `reports/published/<name>` when None.
 
+    Returns:
+        The first page of each report: `index.html` of a run, `kernels.md` of a kernel speed run.
+
     Raises:
         MissingDataError: If nothing is published under that name.
     """
     folder = root / RESULTS / name
-    if not (folder / CONFIG_FILE).is_file():
+    target = out or root / REPORTS / name
+    pages = []
+    if (folder / CONFIG_FILE).is_file():
+        pages.append(_build_run(folder, target))
+    if (folder / KERNEL_ROWS).is_file():
+        pages.append(_build_kernels(folder, target))
+    if not pages:
         known = ", ".join(published_names(root)) or "none"
         raise MissingDataError(f"nothing is published as {name!r}; known: {known}")
-    files = sorted(folder.glob("*.rows.jsonl"))
+    return pages
+
+
+def _build_run(folder: Path, target: Path) -> Path:
+    files = sorted(path for path in folder.glob("*.rows.jsonl") if path.name != KERNEL_ROWS)
     values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return build_report(
+    build_report(
         read_rows(files),
-        out or root / REPORTS / name,
+        target,
         config=parse_workflow_config(values),
         manifests=[read_manifest(manifest_path(path)) for path in files],
     )
+    return target / "index.html"
+
+
+def _build_kernels(folder: Path, target: Path) -> Path:
+    rows = folder / KERNEL_ROWS
+    listing = build_kernel_report(read_rows(rows), target, [read_manifest(manifest_path(rows))])
+    return target / listing["files"][0]
 
 
 def _copy(source: Path, target: Path | os.PathLike) -> None:

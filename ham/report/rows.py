@@ -38,6 +38,8 @@ class Row(Strict):
         n: Independent observations behind `value` (documents, needles, repetitions).
         low, high: Ends of the interval named by `interval` (`wilson95`, `bootstrap95`,
             `t95`, `p20_p80`).
+        correct: Whether what was timed gave the right result; None where that was not compared or
+            is not the question.
         manifest_id: The manifest of the job that made the row.
     """
 
@@ -61,6 +63,7 @@ class Row(Strict):
     low: float | None = None
     high: float | None = None
     interval: str | None = None
+    correct: bool | None = None
     config_hash: str = ""
     code_fingerprint: str = ""
     manifest_id: str = ""

@@ -70,7 +70,11 @@ def entry_text(entry: Entry, column: Column) -> str:
 
 def caption_notes(table: Table, smoke: bool) -> str:
     """What stands below a table."""
-    return " ".join([*([SMOKE_NOTE] if smoke else []), table.note, LEGEND])
+    return " ".join([*([SMOKE_NOTE] if smoke else []), table.note, _legend(table)])
+
+
+def _legend(table: Table) -> str:
+    return LEGEND if table.legend is None else table.legend
 
 
 def to_markdown(table: Table, smoke: bool) -> str:
@@ -79,7 +83,7 @@ def to_markdown(table: Table, smoke: bool) -> str:
     if smoke:
         lines += [f"**{SMOKE_NOTE}**", ""]
     lines += markdown_grid(table)
-    lines += ["", f"{table.note} {LEGEND}", ""]
+    lines += ["", f"{table.note} {_legend(table)}", ""]
     return "\n".join(lines)
 
 

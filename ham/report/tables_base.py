@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ham.report.aggregate import Cell, Results, summarise_pooled
 from ham.report.formats import Formatter
@@ -24,7 +24,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report; `headline` names the columns shown on the first screen."""
+    """A table of the report; `headline` names the columns shown on the first screen.
+
+    `legend` explains signs and intervals; None stands for the legend of tables over seeds.
+    """
 
     name: str
     title: str
@@ -32,12 +35,13 @@ class Table:
     columns: list[Column]
     records: list[Record]
     headline: tuple[str, ...] = ()
+    legend: str | None = None
 
     def only(self, keys: Iterable[str]) -> Table:
         """The same table with some of its columns, in their own order."""
         wanted = set(keys)
         columns = [column for column in self.columns if column.key in wanted]
-        return Table(self.name, self.title, self.note, columns, self.records)
+        return replace(self, columns=columns, headline=())
 
 
 MODEL = Column("model", "model")

@@ -13,13 +13,14 @@ from ham.kernels.gated_delta_rule.arguments import (
 from ham.kernels.gated_delta_rule.chunked import chunked
 from ham.kernels.gated_delta_rule.cost import chunked_flops, cost
 from ham.kernels.gated_delta_rule.reference import gated_delta_rule_step, reference
-from ham.kernels.gated_delta_rule.triton_provider import available, run, triton
+from ham.kernels.gated_delta_rule.triton_provider import available, check_limits, run, triton
 from ham.kernels.registry import (
     REFERENCE,
     Operation,
     Provider,
     anywhere,
     find_provider,
+    limits_of,
     register_operation,
 )
 from ham.routing import ScoreName, head_scores
@@ -74,7 +75,8 @@ def gated_delta_rule(
         ValueError: If shapes do not fit together.
     """
     check_arguments(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV)
-    return find_provider("gated_delta_rule", provider, q_BTHK.device).function(
+    arguments = {"q_BTHK": q_BTHK, "k_BTHK": k_BTHK, "v_BTHV": v_BTHV}
+    return find_provider("gated_delta_rule", provider, q_BTHK.device, arguments).function(
         q_BTHK,
         k_BTHK,
         v_BTHV,
@@ -122,9 +124,10 @@ def gated_delta_rule_scored(
         ValueError: If shapes do not fit together.
     """
     inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)
+    arguments = {"q_BTHK": q_BTHK, "k_BTHK": k_BTHK, "v_BTHV": v_BTHV}
+    provider = find_provider("gated_delta_rule", provider, q_BTHK.device, arguments).name
     if provider == "triton":
         check_arguments(*inputs, initial_state_BHKV)
-        find_provider("gated_delta_rule", provider, q_BTHK.device)
         scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
         o_BTHV, final_state_BHKV, _, score_BTH = run(
             *inputs, initial_state_BHKV=initial_state_BHKV, scale=scale, score=score
@@ -143,7 +146,12 @@ def gated_delta_rule_scored(
 
 register_operation(
     Operation("gated_delta_rule", gated_delta_rule),
-    Provider(REFERENCE, reference, anywhere),
+    Provider(REFERENCE, reference, anywhere, kind="reference"),
     Provider("torch", chunked, anywhere),
-    Provider("triton", triton, available),
+    Provider(
+        "triton",
+        triton,
+        available,
+        limits=limits_of(check_limits, "q_BTHK", "k_BTHK", "v_BTHV"),
+    ),
 )

@@ -79,7 +79,7 @@ def routed_attention(
 
 register_operation(
     Operation("routed_attention", routed_attention),
-    Provider(REFERENCE, reference, anywhere),
+    Provider(REFERENCE, reference, anywhere, kind="reference"),
     Provider("torch", packed, anywhere),
     Provider("triton", triton, triton_available),
 )

@@ -77,7 +77,7 @@ def ssd(
 
 register_operation(
     Operation("ssd", ssd),
-    Provider(REFERENCE, reference, anywhere),
+    Provider(REFERENCE, reference, anywhere, kind="reference"),
     Provider("torch", chunked, anywhere),
     Provider("triton", triton, triton_available),
 )

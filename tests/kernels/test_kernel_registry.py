@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from ham.cli import kernels as command
+from ham.cli import build_parser
 from ham.errors import ConfigError, DeviceError
 from ham.kernels import bench, verify
-from ham.kernels.gated_delta_rule import gated_delta_rule
+from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase
 from ham.kernels.gated_delta_rule.chunked import chunked
 from ham.kernels.registry import (
+    AUTO,
     REFERENCE,
     Provider,
     anywhere,
     find_operation,
     find_provider,
+    limits_of,
     operations,
     register_provider,
 )
@@ -48,6 +49,11 @@ def wrong_gradient(*args: Any, **kwargs: Any) -> Any:
     return chunked(*args[:4], args[4].detach(), **kwargs)
 
 
+def run_command(*arguments: str) -> int:
+    parsed = build_parser().parse_args(["kernels", *arguments])
+    return parsed.handler(parsed)
+
+
 def test_every_operation_has_a_reference_a_torch_provider_and_cases() -> None:
     assert list(operations()) == ["gated_delta_rule", "routed_attention", "ssd"]
     for name, operation in operations().items():
@@ -61,6 +67,85 @@ def test_every_operation_has_a_reference_a_torch_provider_and_cases() -> None:
 def test_unknown_operation() -> None:
     with pytest.raises(ConfigError, match=r"'conv'; known: gated_delta_rule, routed_attention"):
         find_operation("conv")
+
+
+def test_kinds_of_providers() -> None:
+    for operation in operations().values():
+        kinds = {provider.name: provider.kind for provider in operation.providers.values()}
+        assert kinds[REFERENCE] == "reference"
+        assert kinds["torch"] == "own"
+    assert kinds_of("gated_delta_rule", "peer") == {"fla", "flash_qla"}
+    assert kinds_of("ssd", "peer") == {"fla", "mamba_ssm"}
+    assert kinds_of("routed_attention", "peer") == {
+        "flex",
+        "flex_masked",
+        "sdpa_cudnn",
+        "sdpa_flash",
+    }
+
+
+def kinds_of(operation: str, kind: str) -> set[str]:
+    providers = find_operation(operation).providers.values()
+    return {provider.name for provider in providers if provider.kind == kind}
+
+
+def test_no_peer_runs_on_a_cpu() -> None:
+    for operation in operations().values():
+        for provider in operation.providers.values():
+            assert provider.kind != "peer" or not provider.available(CPU)
+
+
+def test_automatic_choice(added: dict[str, Provider]) -> None:
+    """`triton` where there is a GPU that can run it, as far as the arguments allow it."""
+    cuda = torch.device("cuda")
+    arguments = {"size": 8}
+
+    def chosen(device: torch.device, arguments: dict[str, Any] | None = None) -> str:
+        return find_provider("gated_delta_rule", AUTO, device, arguments).name
+
+    del added["triton"]
+    assert chosen(cuda) == "torch"
+    limited = Provider(
+        "triton",
+        chunked,
+        lambda device: device.type == "cuda",
+        limits=lambda arguments: "too large" if arguments["size"] > 8 else None,
+    )
+    register_provider("gated_delta_rule", limited)
+    assert chosen(CPU, arguments) == "torch"
+    assert chosen(cuda) == chosen(cuda, arguments) == "triton"
+    assert chosen(cuda, {"size": 9}) == "torch"
+
+
+def test_automatic_choice_by_the_public_functions() -> None:
+    inputs = SMALL.inputs(torch.float32, CPU, 0)
+    expected = gated_delta_rule(**inputs, provider="torch")
+    assert torch.equal(gated_delta_rule(**inputs, provider=AUTO).o_BTHV, expected.o_BTHV)
+    scored = gated_delta_rule_scored(**inputs, provider=AUTO)
+    assert torch.equal(scored.o_BTHV, expected.o_BTHV)
+
+
+def test_limits_from_a_check() -> None:
+    def check(size: int) -> None:
+        if size > 2:
+            raise ConfigError("too large")
+
+    limits = limits_of(check, "size")
+    assert limits({"size": 2, "other": 3}) is None
+    assert limits({"size": 3}) == "too large"
+
+
+def test_unknown_provider_names_automatic_choice_and_peers() -> None:
+    with pytest.raises(ConfigError, match=r"'x'; known: reference, torch.*, auto, fla, mamba_ssm"):
+        find_provider("ssd", "x", CPU)
+
+
+def test_what_a_provider_cannot_do_is_said(added: dict[str, Provider]) -> None:
+    refusing = Provider("picky", chunked, anywhere, limits=lambda arguments: "not today")
+    register_provider("gated_delta_rule", refusing)
+    operation = find_operation("gated_delta_rule")
+    comparison = verify.compare(operation, "picky", SMALL, torch.float32, CPU)
+    assert (comparison.refused, comparison.worst, comparison.passed) == ("not today", 0.0, True)
 
 
 def test_provider_that_cannot_run_here(added: dict[str, Provider]) -> None:
@@ -87,6 +172,14 @@ def test_relative_error() -> None:
     assert verify.relative_error(torch.tensor([0.5, 0.0]), torch.zeros(2)) == 0.5
 
 
+def test_relative_norm() -> None:
+    truth = torch.tensor([3.0, 4.0])
+    assert verify.relative_norm(torch.tensor([3.0, 3.0]), truth) == pytest.approx(0.2)
+    assert verify.relative_norm(torch.tensor([3.0, 4.0]), torch.zeros(2)) == 5.0
+    assert verify.error_measure(torch.bfloat16) is verify.relative_norm
+    assert verify.error_measure(torch.float32) is verify.relative_error
+
+
 def test_not_a_number_never_passes() -> None:
     comparison = verify.Comparison("x", "y", "z", torch.float32, {"o": float("nan")}, 1.0)
     assert not comparison.passed
@@ -110,7 +203,7 @@ def test_wrong_provider_is_reported_and_not_timed(
     operation = find_operation("gated_delta_rule")
     monkeypatch.setattr(bench, "all_cases", lambda: [(operation, SMALL)])
     rows_path = tmp_path / "kernels.rows.jsonl"
-    status = command.bench(argparse.Namespace(device="cpu", rows=rows_path))
+    status = run_command("bench", "--device", "cpu", "--rows", str(rows_path))
     assert status == 1
 
     rows = read_rows(rows_path)
@@ -141,7 +234,7 @@ def test_verify_command(
 ) -> None:
     cases = {name: verify.verify_cases(name)[1:2] for name in operations()}
     monkeypatch.setattr(verify, "verify_cases", cases.__getitem__)
-    assert command.verify(argparse.Namespace(dtype="float64")) == 0
+    assert run_command("verify", "--device", "cpu", "--dtype", "float64") == 0
     printed = capsys.readouterr().out
     for name in operations():
         assert f"\n{name}, float64" in printed
@@ -156,7 +249,7 @@ def test_verify_command_fails_with_a_wrong_provider(
     good = verify.compare(find_operation("gated_delta_rule"), "torch", SMALL, torch.float64, CPU)
     bad = replace(good, errors={**good.errors, "d k": 1e-3})
     monkeypatch.setattr(verify, "verify_all", lambda dtype, device: iter([good, bad]))
-    assert command.verify(argparse.Namespace(dtype="float64")) == 1
+    assert run_command("verify", "--device", "cpu", "--dtype", "float64") == 1
     assert "error 1.0e-03, accepted 1e-10" in capsys.readouterr().err
 
 

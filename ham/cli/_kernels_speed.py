@@ -1,0 +1,153 @@
+"""`ham kernels bench` on a GPU, and `ham kernels report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16")
+
+
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ham kernels bench`."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the inputs (default: bfloat16 on a GPU, else float32)"
+    )
+    parser.add_argument("--ops", nargs="+", metavar="OP", help="operations (default: all)")
+    parser.add_argument(
+        "--providers", nargs="+", metavar="NAME", help="providers (default: all but the reference)"
+    )
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="SHAPE", help="e.g. B8_T4096_H16_D128 (GPU only)"
+    )
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="JSON-lines file to write, with a manifest"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="forget what FILE holds instead of continuing it"
+    )
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="run cells again that FILE holds as failed"
+    )
+    parser.add_argument(
+        "--time-wrong-peer",
+        action="store_true",
+        help="time providers whose result is wrong, and peers that refuse, marked as such",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one shape of each operation, a quarter routed"
+    )
+
+
+def register_report(actions: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham kernels report`."""
+    parser = actions.add_parser("report", help="tables and figures from rows of a speed run")
+    parser.add_argument("rows", type=Path, nargs="+", metavar="ROWS", help="JSON-lines files")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.set_defaults(handler=report)
+
+
+def run_bench(arguments: argparse.Namespace, device: torch.device, **ceiling_sizes: int) -> int:
+    """Compare and time on a device; status 1 if a provider of this project is wrong.
+
+    `ceiling_sizes` are further arguments of `measure_ceilings`.
+    """
+    import torch
+
+    from ham.kernels.speed.problems import choose_problems
+    from ham.kernels.speed.record import (
+        continued_manifest,
+        finish_manifest,
+        kernel_fingerprint,
+        speed_manifest,
+    )
+    from ham.kernels.speed.run import Bench
+    from ham.kernels.speed.store import RowStore
+    from ham.kernels.speed.subjects import check_names
+    from ham.report.manifest import device_name, manifest_path, write_manifest
+
+    started = time.monotonic()
+    check_names(arguments.providers)
+    problems = choose_problems(arguments.ops, arguments.shapes, arguments.quick)
+    dtype = arguments.dtype or "bfloat16"
+    code = kernel_fingerprint()
+    manifest: dict[str, Any] = speed_manifest(device.type, dtype, sys.argv, code)
+    store = RowStore(
+        arguments.rows,
+        {
+            "device": device_name(device.type, manifest["gpus"]),
+            "code_fingerprint": code,
+            "manifest_id": manifest["manifest_id"],
+        },
+        overwrite=arguments.overwrite,
+        retry_errors=arguments.retry_errors,
+    )
+    if store.resumed_manifest is not None:
+        manifest = continued_manifest(arguments.rows, sys.argv)
+    if arguments.rows is not None:
+        write_manifest(manifest_path(arguments.rows), manifest)
+    bench = Bench(
+        device,
+        getattr(torch, dtype),
+        store,
+        providers=arguments.providers,
+        time_wrong=arguments.time_wrong_peer,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    try:
+        ceilings = bench.ceilings(**ceiling_sizes)
+        for problem in problems:
+            bench.run(problem, ceilings)
+    finally:
+        if arguments.rows is not None:
+            finish_manifest(
+                arguments.rows,
+                manifest,
+                bench.measured_rates(),
+                bench.tiles,
+                time.monotonic() - started,
+            )
+    return _print_result(list(store.rows.values()))
+
+
+def _print_result(rows: list) -> int:
+    from ham.kernels.registry import operations
+    from ham.report.kernel_tables import speed_tables
+    from ham.report.table_format import markdown_grid
+
+    for table in speed_tables(rows):
+        print(f"\n{table.title}\n")
+        print("\n".join(markdown_grid(table)))
+    own = {
+        (operation.name, provider.name)
+        for operation in operations().values()
+        for provider in operation.providers.values()
+        if provider.kind != "peer"
+    }
+    wrong = {
+        (row.model, row.provider, row.task)
+        for row in rows
+        if row.correct is False and (row.model, row.provider) in own
+    }
+    for operation, provider, shape in sorted(wrong):
+        print(f"ham: {operation} by {provider} is wrong on {shape}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write tables, figures and the comparison with the targets."""
+    from ham.cli.report import find_manifests
+    from ham.report.kernel_report import build_kernel_report
+    from ham.report.rows import read_rows
+
+    rows = read_rows(arguments.rows)
+    listing = build_kernel_report(rows, arguments.out, find_manifests(arguments.rows, []))
+    print(arguments.out / listing["files"][0])
+    return 0
