@@ -13,7 +13,7 @@ from ham.kernels.gated_delta_rule.arguments import (
 from ham.kernels.gated_delta_rule.chunked import chunked
 from ham.kernels.gated_delta_rule.cost import chunked_flops, cost
 from ham.kernels.gated_delta_rule.reference import gated_delta_rule_step, reference
-from ham.kernels.gated_delta_rule.triton_provider import available, run, triton
+from ham.kernels.gated_delta_rule.triton_provider import run, triton
 from ham.kernels.registry import (
     REFERENCE,
     Operation,
@@ -22,7 +22,8 @@ from ham.kernels.registry import (
     find_provider,
     register_operation,
 )
-from ham.routing import ScoreName, head_scores
+from ham.kernels.triton_target import triton_available
+from ham.routing import ReductionName, ScoreName, head_scores, reduce_heads
 
 __all__ = [
     "GatedDeltaRuleOutput",
@@ -43,6 +44,7 @@ def gated_delta_rule(
     beta_BTH: Tensor,
     *,
     initial_state_BHKV: Tensor | None = None,
+    cu_seqlens_N1: Tensor | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     provider: str = "torch",
@@ -54,12 +56,16 @@ def gated_delta_rule(
     Everything is computed in float32, or in float64 if any input is float64, also under autocast.
 
     Args:
-        q_BTHK: Queries.
-        k_BTHK: Keys; unit length keeps the rule stable, but nothing here requires it.
+        q_BTHK: Queries `[B, T, G, K]`. G divides H: value head h reads key head h // (H // G).
+        k_BTHK: Keys `[B, T, G, K]`; unit length keeps the rule stable, but nothing here requires
+            it.
         v_BTHV: Values; V may differ from K.
         log_decay_BTH: Finite logarithm of the decay a_t, at most 0.
         beta_BTH: Write strength in 0..1.
         initial_state_BHKV: State before the first token. Default: zeros.
+        cu_seqlens_N1: First token of each of N sequences that share the one row of a batch of 1,
+            and T; never decreasing, int32. States are then `[N, H, K, V]`. Default: every row is
+            a sequence.
         scale: Multiplies the queries. Default: K ** -0.5.
         chunk_size: Tokens per chunk of the chunked providers, at least 1. Default: 32 on a CPU,
             64 elsewhere.
@@ -73,14 +79,12 @@ def gated_delta_rule(
         DeviceError: If it cannot run on the device of the inputs.
         ValueError: If shapes do not fit together.
     """
-    check_arguments(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV)
+    inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)
+    check_arguments(*inputs, initial_state_BHKV, cu_seqlens_N1)
     return find_provider("gated_delta_rule", provider, q_BTHK.device).function(
-        q_BTHK,
-        k_BTHK,
-        v_BTHV,
-        log_decay_BTH,
-        beta_BTH,
+        *inputs,
         initial_state_BHKV=initial_state_BHKV,
+        cu_seqlens_N1=cu_seqlens_N1,
         scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale,
         chunk_size=resolve_chunk_size(chunk_size, q_BTHK.device),
     )
@@ -94,7 +98,9 @@ def gated_delta_rule_scored(
     beta_BTH: Tensor,
     *,
     score: ScoreName = "cosine",
+    reduction: ReductionName | None = None,
     initial_state_BHKV: Tensor | None = None,
+    cu_seqlens_N1: Tensor | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     provider: str = "torch",
@@ -105,13 +111,15 @@ def gated_delta_rule_scored(
     scores while it has the predictions at hand, as `triton` does, saves that traffic.
 
     Args:
-        q_BTHK: As in `gated_delta_rule`, like all arguments but the next.
+        q_BTHK: As in `gated_delta_rule`, like all arguments but `score` and `reduction`.
         k_BTHK: Keys.
         v_BTHV: Values.
         log_decay_BTH: Logarithm of the decay.
         beta_BTH: Write strength.
         score: As defined by `ham.routing.head_scores`.
+        reduction: Also give one score per token, as defined by `ham.routing.reduce_heads`.
         initial_state_BHKV: State before the first token. Default: zeros.
+        cu_seqlens_N1: Where sequences begin in the one row of a batch of 1. Default: no sequences.
         scale: Multiplies the queries. Default: K ** -0.5.
         chunk_size: Tokens per chunk of the provider `torch`.
         provider: A provider registered in `ham.kernels.registry`.
@@ -123,27 +131,33 @@ def gated_delta_rule_scored(
     """
     inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)
     if provider == "triton":
-        check_arguments(*inputs, initial_state_BHKV)
+        check_arguments(*inputs, initial_state_BHKV, cu_seqlens_N1)
         find_provider("gated_delta_rule", provider, q_BTHK.device)
-        scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-        o_BTHV, final_state_BHKV, _, score_BTH = run(
-            *inputs, initial_state_BHKV=initial_state_BHKV, scale=scale, score=score
+        made = run(
+            *inputs,
+            initial_state_NHKV=initial_state_BHKV,
+            cu_seqlens_N1=cu_seqlens_N1,
+            scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale,
+            score=score,
+            reduction=reduction,
         )
-        return ScoredOutput(o_BTHV, final_state_BHKV, score_BTH)
+        return ScoredOutput(made.o_BTHV, made.final_state_NHKV, made.score_BTH, made.score_BT)
     output = gated_delta_rule(
         *inputs,
         initial_state_BHKV=initial_state_BHKV,
+        cu_seqlens_N1=cu_seqlens_N1,
         scale=scale,
         chunk_size=chunk_size,
         provider=provider,
     )
     score_BTH = head_scores(score, output.prediction_BTHV, v_BTHV, beta_BTH)
-    return ScoredOutput(output.o_BTHV, output.final_state_BHKV, score_BTH)
+    score_BT = None if reduction is None else reduce_heads(score_BTH, reduction)
+    return ScoredOutput(output.o_BTHV, output.final_state_BHKV, score_BTH, score_BT)
 
 
 register_operation(
     Operation("gated_delta_rule", gated_delta_rule),
     Provider(REFERENCE, reference, anywhere),
     Provider("torch", chunked, anywhere),
-    Provider("triton", triton, available),
+    Provider("triton", triton, triton_available),
 )

@@ -1,8 +1,8 @@
 """Launch 1 of the Triton gated delta rule: gates and inverted triangle of every chunk.
 
 Letters of the kernels: B batch, T tokens, H heads, K key size, V value size, M chunks, C = 64
-tokens per chunk; `p_` pointer, `o_` offsets, `i_` index, `b_` block in registers. The derivation
-stands in the README beside this file.
+tokens per chunk, G key heads; `p_` pointer, `o_` offsets, `i_` index, `b_` block in registers. The
+derivation stands in the README beside this file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ham.kernels.gated_delta_rule.triton_sequences import Sequences, chunk_of
 from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, padded, precision
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -86,16 +87,28 @@ def _store_block(p_inverse, b_block, i_r: tl.constexpr, i_c: tl.constexpr, C: tl
     tl.store(p_inverse + o_r * C + o_c, b_block.to(p_inverse.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["T", "M", "H"])
+@triton.jit
+def _growth(b_product, beta):
+    """Sum of log2 of the norms of `I - beta k k^T`; 0 for keys no longer than sqrt(2 / beta)."""
+    o = tl.arange(0, 16)
+    b_square = tl.sum(tl.where(o[:, None] == o[None, :], b_product, 0.0), 1)
+    return tl.sum(tl.log2(tl.maximum(beta * b_square - 1.0, 1.0)), 0)
+
+
+@triton.jit(do_not_specialize=["T", "M", "H", "G"])
 def inverse_kernel(
     p_k,
     p_log_decay,
     p_beta,
+    p_first,
+    p_left,
     p_inverse,
     p_gates,
+    p_passing,
     T,
     M,
     H,
+    G,
     K: tl.constexpr,
     BK: tl.constexpr,
     C: tl.constexpr,
@@ -104,17 +117,16 @@ def inverse_kernel(
     """Gates and `(I + tril(Gamma o K K^T, -1) diag(beta))^-1 - I` of one chunk of one head."""
     i_m = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
-    i_b = i_bh // H
-    i_h = i_bh % H
+    i_h, first, left = chunk_of(i_m, i_bh, p_first, p_left, T, H, C)
     p_gates += (i_bh * M + i_m) * 3 * C
     p_inverse += (i_bh * M + i_m) * C * C
 
     o = tl.arange(0, 16)
-    t0 = i_m * C + o
-    t1, t2, t3 = t0 + 16, t0 + 32, t0 + 48
-    m0, m1, m2, m3 = t0 < T, t1 < T, t2 < T, t3 < T
-    r0 = (i_b * T + t0) * H + i_h
+    m0, m1, m2, m3 = o < left, o + 16 < left, o + 32 < left, o + 48 < left
+    r0 = (first + o) * H + i_h
     r1, r2, r3 = r0 + 16 * H, r0 + 32 * H, r0 + 48 * H
+    s0 = (first + o) * G + i_h // (H // G)
+    s1, s2, s3 = s0 + 16 * G, s0 + 32 * G, s0 + 48 * G
     zero = tl.sum(tl.zeros([16], tl.float64), 0)
     high0, low0, beta0, total = _block_gates(p_log_decay, p_beta, r0, m0, zero)
     high1, low1, beta1, total = _block_gates(p_log_decay, p_beta, r1, m1, total)
@@ -130,10 +142,10 @@ def inverse_kernel(
     a20, a21, a22 = a00, a00, a00
     a30, a31, a32, a33 = a00, a00, a00, a00
     for i_k in range(0, K, BK):
-        k0 = _load_rows(p_k, r0, m0, i_k, K, BK)
-        k1 = _load_rows(p_k, r1, m1, i_k, K, BK)
-        k2 = _load_rows(p_k, r2, m2, i_k, K, BK)
-        k3 = _load_rows(p_k, r3, m3, i_k, K, BK)
+        k0 = _load_rows(p_k, s0, m0, i_k, K, BK)
+        k1 = _load_rows(p_k, s1, m1, i_k, K, BK)
+        k2 = _load_rows(p_k, s2, m2, i_k, K, BK)
+        k3 = _load_rows(p_k, s3, m3, i_k, K, BK)
         a00 = tl.dot(k0, tl.trans(k0), a00, input_precision=PRECISION)
         a10 = tl.dot(k1, tl.trans(k0), a10, input_precision=PRECISION)
         a20 = tl.dot(k2, tl.trans(k0), a20, input_precision=PRECISION)
@@ -144,6 +156,11 @@ def inverse_kernel(
         a22 = tl.dot(k2, tl.trans(k2), a22, input_precision=PRECISION)
         a32 = tl.dot(k3, tl.trans(k2), a32, input_precision=PRECISION)
         a33 = tl.dot(k3, tl.trans(k3), a33, input_precision=PRECISION)
+
+    if p_passing is not None:
+        growth = _growth(a00, beta0) + _growth(a11, beta1)
+        growth += _growth(a22, beta2) + _growth(a33, beta3)
+        tl.store(p_passing + i_bh * M + i_m, total.to(tl.float32) + growth)
 
     x00 = _invert_diagonal(_weighted(a00, high0, low0, high0, low0, beta0), PRECISION)
     x11 = _invert_diagonal(_weighted(a11, high1, low1, high1, low1, beta1), PRECISION)
@@ -190,36 +207,50 @@ def inverse_kernel(
     _store_block(p_inverse, nothing, 2, 3, C)
 
 
-def invert_chunks(k_BTHK: Tensor, log_decay_BTH: Tensor, beta_BTH: Tensor) -> Gates:
+def invert_chunks(
+    k_BTGK: Tensor,
+    log_decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    sequences: Sequences,
+    *,
+    passing: bool,
+) -> Gates:
     """Launch `inverse_kernel` over all chunks.
 
     Args:
-        k_BTHK: Contiguous keys, float32 or bfloat16.
+        k_BTGK: Contiguous keys, float32 or bfloat16.
         log_decay_BTH: Contiguous logarithms of the decay.
         beta_BTH: Contiguous write strengths.
+        sequences: Where chunks begin.
+        passing: Bound what is left of a state after every chunk, as segments need it.
 
     Returns:
-        The inverted triangles in the dtype of the keys and the gates in float32.
+        The inverted triangles in the dtype of the keys, the rest in float32.
     """
-    batch, time, heads, key_size = k_BTHK.shape
-    chunks = triton.cdiv(time, CHUNK)
-    float32 = {"dtype": torch.float32, "device": k_BTHK.device}
-    gates_XM3C = torch.empty(batch * heads, chunks, 3, CHUNK, **float32)
-    square = (batch * heads, chunks, CHUNK, CHUNK)
-    inverse_XMCC = torch.empty(square, dtype=k_BTHK.dtype, device=k_BTHK.device)
-    inverse_kernel[(chunks, batch * heads)](
-        k_BTHK,
+    heads, key_heads, key_size = log_decay_BTH.shape[2], *k_BTGK.shape[2:]
+    chunks, rows = sequences.chunks, sequences.rows * heads
+    float32 = {"dtype": torch.float32, "device": k_BTGK.device}
+    gates_XM3C = torch.empty(rows, chunks, 3, CHUNK, **float32)
+    square = (rows, chunks, CHUNK, CHUNK)
+    inverse_XMCC = torch.empty(square, dtype=k_BTGK.dtype, device=k_BTGK.device)
+    passing_XM = torch.empty(rows, chunks if passing else 0, **float32)
+    inverse_kernel[(chunks, rows)](
+        k_BTGK,
         log_decay_BTH,
         beta_BTH,
+        sequences.first_M,
+        sequences.left_M,
         inverse_XMCC,
         gates_XM3C,
-        time,
+        passing_XM if passing else None,
+        sequences.time,
         chunks,
         heads,
+        key_heads,
         K=key_size,
         BK=min(padded(key_size), 64),
         C=CHUNK,
-        PRECISION=precision(k_BTHK.dtype),
+        PRECISION=precision(k_BTGK.dtype),
         num_warps=1,
     )
-    return Gates(gates_XM3C, inverse_XMCC)
+    return Gates(gates_XM3C, inverse_XMCC, passing_XM)

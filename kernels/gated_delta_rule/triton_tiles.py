@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+
+from ham.kernels.triton_target import interpreting, target_of
 
 CHUNK = 64
 
@@ -18,10 +20,13 @@ class Gates(NamedTuple):
     Attributes:
         gates_XM3C: Cumulative decay in units of log2, high and low part, and beta; float32.
         inverse_XMCC: `(I + L)^-1 - I`, in the dtype of the keys.
+        passing_XM: Log2 of a bound on the factor by which a state passes the chunk, float32; empty
+            where sequences are not cut into segments.
     """
 
     gates_XM3C: Tensor
     inverse_XMCC: Tensor
+    passing_XM: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,46 @@ def decay_parts(dtype: torch.dtype) -> int:
     return 1 if dtype == torch.bfloat16 else 2
 
 
+@dataclass(frozen=True)
+class GradientTile:
+    """How the gradients local to a chunk are cut.
+
+    Attributes:
+        block_k: Columns of K that one program owns.
+        block_v: Columns of V that it reads at a time; all of them where `chunks` is not 0.
+        warps: Warps per program.
+        stages: Depth of the software pipeline.
+        chunks: Chunks that one program takes in a row, all columns of V at once; 0 for one chunk
+            in two passes over V.
+    """
+
+    block_k: int
+    block_v: int
+    warps: int
+    stages: int
+    chunks: int = 0
+
+
 # Each was compared with float64 on an H100 under Triton 3.6; compare before adding one. Gradients
 # of keys came out wrong with 32 key and 64 value columns, hence the bound on the width in `tiles`.
 WALK_TILES = (Tile(64, 4, 2), Tile(32, 4, 2), Tile(32, 4, 3))
-GRADIENT_TILES = (Tile(64, 4, 2), Tile(32, 4, 2))
+GRADIENT_TILES = (GradientTile(64, 64, 4, 2), GradientTile(64, 32, 4, 2))
 FLOAT32_TILES = (Tile(32, 4, 1),)
-MULTIPROCESSORS = 132
+FLOAT32_GRADIENT_TILES = (GradientTile(64, 32, 4, 1),)
+
+# What is worth timing on a new device beside the above.
+CANDIDATES = {
+    "walk": (Tile(64, 4, 2), Tile(64, 4, 3), Tile(32, 4, 2), Tile(32, 4, 3), Tile(128, 8, 2)),
+    "segment": (Tile(64, 4, 2), Tile(64, 4, 3), Tile(32, 4, 2), Tile(32, 4, 3)),
+    "gradient": (
+        GradientTile(64, 64, 4, 2),
+        GradientTile(64, 128, 4, 1, 1),
+        GradientTile(64, 128, 4, 2, 16),
+        GradientTile(64, 128, 8, 2, 16),
+        GradientTile(128, 128, 8, 1, 1),
+        GradientTile(32, 128, 4, 2, 16),
+    ),
+}
 
 
 def fit(tile: Tile, width: int) -> Tile:
@@ -67,37 +106,43 @@ def fit(tile: Tile, width: int) -> Tile:
     return replace(tile, block_v=min(tile.block_v, padded(width)))
 
 
-def tiles(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[Tile, ...]:
-    """Every tile that `kernel` may be given: `walk`, `saving_walk`, `reverse` or `gradient`."""
-    width = min(padded(key_size), value_size) if kernel == "gradient" else value_size
-    listed = GRADIENT_TILES if kernel == "gradient" else WALK_TILES
-    if dtype == torch.float32:
-        listed = FLOAT32_TILES
-    return tuple(dict.fromkeys(fit(tile, width) for tile in listed))
+def fit_gradient(tile: GradientTile, key_size: int, value_size: int) -> GradientTile:
+    """`tile`, no wider than the head, and in its two-pass form no wider in V than in K."""
+    block_k = min(tile.block_k, padded(key_size))
+    if tile.chunks:
+        return replace(tile, block_k=block_k, block_v=padded(value_size))
+    return replace(tile, block_k=block_k, block_v=min(tile.block_v, block_k, padded(value_size)))
 
 
-def choose_tile(kernel: str, q_BTHK: Tensor, v_BTHV: Tensor) -> Tile:
-    """The tile of `kernel` for these tensors; the length of the sequence plays no part."""
-    batch, _, heads, value_size = v_BTHV.shape
-    key_size = q_BTHK.shape[-1]
-    legal = tiles(kernel, v_BTHV.dtype, key_size, value_size)
+def tiles(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[Any, ...]:
+    """Every tile `kernel` may be given: `walk`, `saving_walk`, `segment`, `reverse`, `gradient`."""
+    if kernel == "gradient":
+        listed = FLOAT32_GRADIENT_TILES if dtype == torch.float32 else GRADIENT_TILES
+        return tuple(dict.fromkeys(fit_gradient(tile, key_size, value_size) for tile in listed))
+    listed = FLOAT32_TILES if dtype == torch.float32 else WALK_TILES
+    return tuple(dict.fromkeys(fit(tile, value_size) for tile in listed))
+
+
+def choose_tile(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> Any:
+    """The tile of `kernel`; neither batch nor length play a part, so neither recompiles."""
+    legal = tiles(kernel, dtype, key_size, value_size)
     if kernel == "gradient" or len(legal) == 1:
         return legal[0]
     wide, narrow, deep = (fit(tile, value_size) for tile in WALK_TILES)
-    if key_size <= 64 or batch * heads * triton.cdiv(value_size, 64) < MULTIPROCESSORS // 2:
+    if key_size <= 64:
         return deep
     return narrow if kernel == "saving_walk" else wide
 
 
-def use_descriptors(v_BTHV: Tensor) -> bool:
-    """Whether the forward walk loads through tensor descriptors, which Hopper has hardware for.
+def use_descriptors(x: Tensor) -> bool:
+    """Whether a kernel loads through tensor descriptors, which Hopper has hardware for.
 
     Not in float32: with one pipeline stage, all that fits there, Triton 3.6 compiles them to
     accesses out of bounds now and then.
     """
-    if v_BTHV.dtype == torch.float32:
-        return not v_BTHV.is_cuda
-    return torch.cuda.get_device_capability(v_BTHV.device) >= (9, 0)
+    if x.dtype == torch.float32:
+        return interpreting()
+    return target_of(x.device).capability >= (9, 0)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
