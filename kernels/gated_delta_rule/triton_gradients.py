@@ -342,7 +342,7 @@ def resident_gradient_kernel(
         tl.store(p_dbeta + o_gate, b_dbeta, mask=mask_t)
 
 
-def _over_groups(made_BTHK: Tensor, like_BTGK: Tensor) -> Tensor:
+def over_groups(made_BTHK: Tensor, like_BTGK: Tensor) -> Tensor:
     """Add up the gradients that the value heads of a group send to the key head they share."""
     if made_BTHK.shape == like_BTGK.shape:
         return made_BTHK
@@ -418,8 +418,8 @@ def gradients(
             **sizes,
         )
     return Gradients(
-        _over_groups(dq_BTHK, q_BTGK),
-        _over_groups(dk_BTHK, k_BTGK),
+        over_groups(dq_BTHK, q_BTGK),
+        over_groups(dk_BTHK, k_BTGK),
         dlog_decay_NBTH[0] if blocks == 1 else dlog_decay_NBTH.sum(0),
         dbeta_NBTH[0] if blocks == 1 else dbeta_NBTH.sum(0),
     )

@@ -94,20 +94,14 @@ def forward_op(
         starts_XSKV, transitions_XSKK = triton_segments.start_segments(
             k_BTGK, v_BTHV, gates, sequences, initial_NHKV, segments, tile_of("segment")
         )
-    walked = walk(
-        q_BTGK,
-        k_BTGK,
-        v_BTHV,
-        gates,
-        sequences,
-        starts_XSKV,
-        scale,
-        tile_of("saving_walk" if save else "walk"),
-        segments,
-        prediction=prediction,
-        score=score,
-        save=save,
-    )
+    inputs = (q_BTGK, k_BTGK, v_BTHV, gates, sequences, starts_XSKV, scale)
+    if not prediction and triton_tiles.use_gluon(v_BTHV, key_size, value_size):
+        from ham.kernels.gated_delta_rule.hopper_walk import hopper_walk
+
+        walked = hopper_walk(*inputs, segments, score=score, save=save)
+    else:
+        tile = tile_of("saving_walk" if save else "walk")
+        walked = walk(*inputs, tile, segments, prediction=prediction, score=score, save=save)
     scores = (None, None)
     if score:
         scores = score_heads(score, reduction, walked.sums_N3HR, beta_BTH)
@@ -211,19 +205,15 @@ def backward_op(
         segments,
         initial=initial,
     )
-    local = gradients(
-        q_BTGK,
-        k_BTGK,
-        do_BTHV,
-        residual_BTHV,
-        back.w_BTHV,
-        states_XMKV,
-        back.dstates_XMKV,
-        gates,
-        sequences,
-        scale,
-        tile_of("gradient"),
-    )
+    made = (back.w_BTHV, states_XMKV, back.dstates_XMKV, gates, sequences, scale)
+    inputs = (q_BTGK, k_BTGK, do_BTHV, residual_BTHV, *made)
+    plain = cu_seqlens_N1 is None
+    if plain and triton_tiles.use_gluon(residual_BTHV, key_size, value_size):
+        from ham.kernels.gated_delta_rule.hopper_gradients import hopper_gradients
+
+        local = hopper_gradients(*inputs)
+    else:
+        local = gradients(*inputs, tile_of("gradient"))
     dinitial_NHKV = do_BTHV.new_empty(0) if back.dinitial_NHKV is None else back.dinitial_NHKV
     return (
         local.dq_BTGK,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ham.kernels.triton_target import interpreting, target_of
 
 CHUNK = 64
+GLUON_VERSIONS = ("3.6.",)
 
 
 class Gates(NamedTuple):
@@ -143,6 +144,21 @@ def use_descriptors(x: Tensor) -> bool:
     if x.dtype == torch.float32:
         return interpreting()
     return target_of(x.device).capability >= (9, 0)
+
+
+def use_gluon(x: Tensor, key_size: int, value_size: int) -> bool:
+    """Whether the kernels written for Hopper alone serve: bfloat16, sizes 64 and 128.
+
+    They are written in Gluon, Triton's lower level, whose interface Triton calls experimental:
+    other versions than those it was tried with take the plain kernels.
+    """
+    fits = x.dtype == torch.bfloat16 and {key_size, value_size} <= {64, 128}
+    return fits and target_of(x.device).capability[0] == 9 and gluon_known() and not interpreting()
+
+
+def gluon_known() -> bool:
+    """Whether this Triton's Gluon is one that the kernels were tried with."""
+    return triton.__version__.startswith(GLUON_VERSIONS)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
