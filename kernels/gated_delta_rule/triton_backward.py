@@ -36,6 +36,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     decay_parts,
     padded,
     precision,
+    use_gluon,
 )
 
 
@@ -270,5 +271,11 @@ def walk_back(
         launch(segments - 1, gates.passing_XM, dfinal_NHKV, after_XSKV)
         carry_states(after_XSKV, transitions_XSKK, gates, sequences, reverse=True)
         dfinal_NHKV = after_XSKV
-    launch(segments, None, dfinal_NHKV, dinitial_NHKV)
+    if dprediction_BTHV is None and use_gluon(do_BTHV, key_size, value_size):
+        from ham.kernels.gated_delta_rule.hopper_reverse import hopper_walk_back
+
+        inputs = (q_BTGK, k_BTGK, do_BTHV, gates, sequences, dfinal_NHKV, scale, segments)
+        hopper_walk_back(*inputs, w_BTHV, dstates_XMKV, dinitial_NHKV)
+    else:
+        launch(segments, None, dfinal_NHKV, dinitial_NHKV)
     return WalkedBack(w_BTHV, dv_BTHV, dstates_XMKV, dinitial_NHKV)
