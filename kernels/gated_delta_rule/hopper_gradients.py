@@ -28,19 +28,8 @@ from ham.kernels.gated_delta_rule.triton_gradients import Gradients, over_groups
 from ham.kernels.gated_delta_rule.triton_sequences import Sequences
 from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, allow_descriptors
 
-COLUMNS = 64
+COLUMNS = 32
 CHUNKS_PER_PROGRAM = 8
-
-
-@gluon.jit
-def product(a_s, b_s, zero, PARTS: gl.constexpr):
-    """`A B^T` of two tiles that lie in parts of columns, not waited for."""
-    made = warpgroup_mma(
-        a_s.index(0), b_s.index(0).permute((1, 0)), zero, use_acc=False, is_async=True
-    )
-    for i in gl.static_range(1, PARTS):
-        made = warpgroup_mma(a_s.index(i), b_s.index(i).permute((1, 0)), made, is_async=True)
-    return made
 
 
 @gluon.jit
@@ -90,12 +79,15 @@ def hopper_gradient_kernel(
     key = i_b * T * G + i_h // (H // G)
 
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
+    mma_k: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BK, 16])
     rows: gl.constexpr = gl.SliceLayout(1, mma)
+    rows_k: gl.constexpr = gl.SliceLayout(1, mma_k)
     cols: gl.constexpr = gl.SliceLayout(0, mma)
-    left: gl.constexpr = gl.DotOperandLayout(0, mma, 2)
+    left: gl.constexpr = gl.DotOperandLayout(0, mma_k, 2)
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [4, 1], [1, 0])
     key_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, BK], dtype)
     value_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, V], dtype)
+    square_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, C], dtype)
     state_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BK, V], dtype)
 
     value_row = H * V
@@ -125,6 +117,8 @@ def hopper_gradient_kernel(
     w_s = gl.allocate_shared_memory(dtype, [C, V], value_layout)
     s_s = gl.allocate_shared_memory(dtype, [BK, V], state_layout)
     ds_s = gl.allocate_shared_memory(dtype, [BK, V], state_layout)
+    f_s = gl.allocate_shared_memory(dtype, [C, C], square_layout)
+    g_s = gl.allocate_shared_memory(dtype, [C, C], square_layout)
     r_bar = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     qk_bar = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     w_bar = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -144,6 +138,7 @@ def hopper_gradient_kernel(
     i_row = gl.expand_dims(o_r, 1)
     i_column = gl.expand_dims(o_c, 0)
     zero = gl.zeros([C, C], gl.float32, mma)
+    zero_k = gl.zeros([C, BK], gl.float32, mma_k)
 
     for i_m in range(start, stop):
         phase = (i_m - start) & 1
@@ -151,90 +146,75 @@ def hopper_gradient_kernel(
         more = i_m + 1 < stop
         p_g = p_gates + (i_bh * M + i_m) * 3 * C
         high_r = gl.load(p_g + o_r)
-        beta_r = gl.load(p_g + 2 * C + o_r)
+        beta_k = gl.convert_layout(gl.load(p_g + 2 * C + o_r), rows_k)
         high_end = gl.load(p_g + C - 1)
         high_c = gl.load(p_g + o_c)
         beta_c = gl.load(p_g + 2 * C + o_c)
 
-        # Products with rows of queries and with rows of keys, each from loaded tiles: then all
-        # sums for the gates run along rows, which stay within a warp.
         mbarrier.wait(r_bar, phase)
         f = warpgroup_mma(do_s, r_s.permute((1, 0)), zero, use_acc=False, is_async=True)
-        mbarrier.wait(qk_bar, phase)
-        qk = product(q_s, k_s, zero, PARTS)
-        b_f, b_qk = warpgroup_mma_wait(num_outstanding=0, deps=[f, qk])
-        ft = warpgroup_mma(r_s, do_s.permute((1, 0)), zero, use_acc=False, is_async=True)
-        b_f *= decay_where(i_row >= i_column, high_r, high_c, True) * scale
-        b_f *= gl.expand_dims(beta_c, 0)
-        b_dc = gl.sum(b_f * b_qk, 1)
-        b_f_left = gl.convert_layout(b_f.to(dtype), left)
-        kq = product(k_s, q_s, zero, PARTS)
-        b_ft, b_kq = warpgroup_mma_wait(num_outstanding=0, deps=[ft, kq])
         mbarrier.wait(w_bar, phase)
         g = warpgroup_mma(w_s, r_s.permute((1, 0)), zero, use_acc=False, is_async=True)
-        b_ft *= decay_where(i_row <= i_column, high_r, high_c, False) * scale
-        b_dbeta = gl.sum(b_ft * b_kq, 1)
-        b_ft_left = gl.convert_layout((b_ft * gl.expand_dims(beta_r, 1)).to(dtype), left)
-        kk = product(k_s, k_s, zero, PARTS)
-        b_g, b_kk = warpgroup_mma_wait(num_outstanding=0, deps=[g, kk])
-        gt = warpgroup_mma(r_s, w_s.permute((1, 0)), zero, use_acc=False, is_async=True)
+        b_f = warpgroup_mma_wait(num_outstanding=1, deps=[f])
+        b_f *= decay_where(i_row >= i_column, high_r, high_c, True) * scale
+        f_s.store(b_f.to(dtype))
+        b_f = gl.convert_layout((b_f * gl.expand_dims(beta_c, 0)).to(dtype), left)
+        b_g = warpgroup_mma_wait(num_outstanding=0, deps=[g])
         b_g *= -decay_where(i_row > i_column, high_r, high_c, True)
-        b_g *= gl.expand_dims(beta_c, 0)
-        b_dc += gl.sum(b_g * b_kk, 1)
-        b_gt = warpgroup_mma_wait(num_outstanding=0, deps=[gt])
-        b_gt *= -decay_where(i_row < i_column, high_r, high_c, False)
-        b_dbeta += gl.sum(b_gt * b_kk, 1)
-        b_g += b_gt * gl.expand_dims(beta_r, 1)
-        b_g_left = gl.convert_layout(b_g.to(dtype), left)
+        g_s.store(b_g.to(dtype))
+        b_g = gl.convert_layout((b_g * gl.expand_dims(beta_c, 0)).to(dtype), left)
+        fence_async_shared()
 
-        b_from_start = gl.exp2(high_r)
-        b_to_end = gl.exp2(high_end - high_r)
-        b_ends = gl.zeros([C], gl.float32, rows)
+        high_k = gl.convert_layout(high_r, rows_k)
+        b_from_start = gl.exp2(high_k)
+        b_to_end = gl.exp2(high_end - high_k)
+        b_dc = gl.zeros([C], gl.float32, rows_k)
+        b_dbeta = gl.zeros([C], gl.float32, rows_k)
+        b_ends = gl.zeros([C], gl.float32, rows_k)
         b_inner = gl.zeros([16], gl.float32, gl.SliceLayout(1, wide))
-        for i in gl.static_range(PARTS):
+        mbarrier.wait(qk_bar, phase)
+        for i in range(PARTS):
             mbarrier.wait(s_bar, ((i_m - start) * PARTS + i) & 1)
-            dq = warpgroup_mma(do_s, s_s.permute((1, 0)), zero, use_acc=False, is_async=True)
-            read = warpgroup_mma(w_s, s_s.permute((1, 0)), zero, use_acc=False, is_async=True)
-            write = warpgroup_mma(r_s, ds_s.permute((1, 0)), zero, use_acc=False, is_async=True)
+            dq = warpgroup_mma(do_s, s_s.permute((1, 0)), zero_k, use_acc=False, is_async=True)
+            read = warpgroup_mma(w_s, s_s.permute((1, 0)), zero_k, use_acc=False, is_async=True)
+            write = warpgroup_mma(r_s, ds_s.permute((1, 0)), zero_k, use_acc=False, is_async=True)
             for j in gl.static_range(BK // 16):
                 b_s = s_s.slice(j * 16, 16).load(wide).to(gl.float32)
                 b_inner += gl.sum(b_s * ds_s.slice(j * 16, 16).load(wide).to(gl.float32), 1)
             b_dq, b_read, b_write = warpgroup_mma_wait(num_outstanding=0, deps=[dq, read, write])
-            if i + 1 < PARTS:
-                at = i_m * K + (i + 1) * BK
-                fetch_pair(s_KV, ds_KV, at, s_bar, s_s, ds_s, True, BK * V)
-            else:
-                fetch_pair(s_KV, ds_KV, (i_m + 1) * K, s_bar, s_s, ds_s, more, BK * V)
-                fetch_pair(do_TV, r_TV, row + C, r_bar, do_s, r_s, more, C * V)
-                fetch(w_TV, row + C, 0, w_bar, w_s, more, C * V)
+            last = i + 1 == PARTS
+            at = i_m * K + (i + 1) * BK
+            fetch_pair(s_KV, ds_KV, at, s_bar, s_s, ds_s, more | (i + 1 < PARTS), BK * V)
+            fetch_pair(do_TV, r_TV, row + C, r_bar, do_s, r_s, more & last, C * V)
+            fetch(w_TV, row + C, 0, w_bar, w_s, more & last, C * V)
             b_dq *= gl.expand_dims(b_from_start * scale, 1)
-            b_dc += gl.sum(q_s.index(i).load(mma).to(gl.float32) * b_dq, 1)
-            dq = warpgroup_mma(b_f_left, k_s.index(i), b_dq, is_async=True)
-            b_k = k_s.index(i).load(mma)
+            dq = warpgroup_mma(b_f, k_s.index(i), b_dq, is_async=True)
             b_read *= gl.expand_dims(-b_from_start, 1)
-            b_dc += gl.sum(b_k.to(gl.float32) * b_read, 1)
+            read = warpgroup_mma(b_g, k_s.index(i), b_read, is_async=True)
             b_write *= gl.expand_dims(b_to_end, 1)
-            b_along = gl.sum(b_k.to(gl.float32) * b_write, 1)
-            b_dbeta += b_along
-            b_ends += b_along * beta_r
-            dk = b_read + b_write * gl.expand_dims(beta_r, 1)
-            dk = warpgroup_mma(b_ft_left, q_s.index(i), dk, is_async=True)
-            dk = warpgroup_mma(b_g_left, k_s.index(i), dk, is_async=True)
-            b_dq, b_dk = warpgroup_mma_wait(num_outstanding=0, deps=[dq, dk])
+            b_k = k_s.index(i).load(mma_k).to(gl.float32)
+            b_ends += gl.sum(b_k * b_write, 1)
+            write = warpgroup_mma(f_s.permute((1, 0)), q_s.index(i), b_write, is_async=True)
+            write = warpgroup_mma(g_s.permute((1, 0)), k_s.index(i), write, is_async=True)
+            b_q = q_s.index(i).load(mma_k).to(gl.float32)
+            b_dq, b_read = warpgroup_mma_wait(num_outstanding=2, deps=[dq, read])
+            b_dc += gl.sum(b_q * b_dq, 1) + gl.sum(b_k * b_read, 1)
+            b_write = warpgroup_mma_wait(num_outstanding=0, deps=[write])
+            b_dbeta += gl.sum(b_k * b_write, 1)
             q_s.index(i).store(b_dq.to(dtype))
-            k_s.index(i).store(b_dk.to(dtype))
+            k_s.index(i).store((b_read + b_write * gl.expand_dims(beta_k, 1)).to(dtype))
             fence_async_shared()
             tma.async_copy_shared_to_global(dq_TK, [row, i * BK], q_s.index(i))
             tma.async_copy_shared_to_global(dk_TK, [row, i * BK], k_s.index(i))
 
-        b_dc -= beta_r * b_dbeta
-        end = gl.sum(b_ends, 0) + gl.exp2(high_end) * gl.sum(b_inner, 0)
+        b_dc -= beta_k * b_dbeta
+        end = gl.sum(b_ends * beta_k, 0) + gl.exp2(high_end) * gl.sum(b_inner, 0)
         b_dc_c = gl.expand_dims(gl.convert_layout(b_dc, cols), 0)
         b_dlog_decay = gl.sum(gl.where(i_column >= i_row, b_dc_c, 0.0), 1) + end
         mask_t = row + o_r < T
         o_gate = value + (row + o_r).to(gl.int64) * H
         gl.store(p_dlog_decay + o_gate, b_dlog_decay, mask=mask_t)
-        gl.store(p_dbeta + o_gate, b_dbeta, mask=mask_t)
+        gl.store(p_dbeta + o_gate, gl.convert_layout(b_dbeta, rows), mask=mask_t)
         tma.store_wait(0)
         fetch_columns(q_TK, k_TK, row + C, qk_bar, q_s, k_s, more, C * BK, BK)
 

@@ -33,9 +33,11 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     CHUNK,
     Gates,
     Tile,
+    allow_descriptors,
     decay_parts,
     padded,
     precision,
+    use_descriptors,
     use_gluon,
 )
 
@@ -85,6 +87,7 @@ def reverse_walk_kernel(
     C: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Gradient of the state after every chunk and W, for a segment and a block of value columns.
@@ -114,6 +117,14 @@ def reverse_walk_kernel(
     o_value = o_c[:, None] * (H * V) + o_v[None, :]
     o_square = o_c[:, None] * C + o_c[None, :]
     later = o_c[:, None] <= o_c[None, :]
+    if DESCRIPTORS:
+        rows = tl.maximum(length, 1)
+        q_TK = tl.make_tensor_descriptor(p_q + key * K, [rows, K], [G * K, 1], [C, BK])
+        k_TK = tl.make_tensor_descriptor(p_k + key * K, [rows, K], [G * K, 1], [C, BK])
+        do_TV = tl.make_tensor_descriptor(p_do + value * V, [rows, V], [H * V, 1], [C, BV])
+        squares = tl.maximum(chunks, 1) * C
+        p_squares = p_inverse + i_x * C * C
+        inverse_TC = tl.make_tensor_descriptor(p_squares, [squares, C], [C, 1], [C, C])
 
     b_dstate = tl.zeros([BK, BV], tl.float32)
     if p_passing is not None:
@@ -144,10 +155,16 @@ def reverse_walk_kernel(
         mask_t = i_m * C + o_c < length
         mask_key = row_column_mask(mask_t, mask_k, K == BK)
         mask_value = row_column_mask(mask_t, mask_v, V % BV == 0)
-        b_q = tl.load(p_q + first_key + o_key, mask=mask_key, other=0.0)
-        b_k = tl.load(p_k + first_key + o_key, mask=mask_key, other=0.0)
-        b_do = tl.load(p_do + first_value + o_value, mask=mask_value, other=0.0)
-        b_inverse = tl.load(p_inverse + (i_x + i_m) * C * C + o_square)
+        if DESCRIPTORS:
+            b_q = q_TK.load([i_m * C, 0])
+            b_k = k_TK.load([i_m * C, 0])
+            b_do = do_TV.load([i_m * C, i_v * BV])
+            b_inverse = inverse_TC.load([i_m * C, 0])
+        else:
+            b_q = tl.load(p_q + first_key + o_key, mask=mask_key, other=0.0)
+            b_k = tl.load(p_k + first_key + o_key, mask=mask_key, other=0.0)
+            b_do = tl.load(p_do + first_value + o_value, mask=mask_value, other=0.0)
+            b_inverse = tl.load(p_inverse + (i_x + i_m) * C * C + o_square)
         b_from_start = decay_between(b_high, b_low, 0.0, 0.0, PARTS)
         b_to_end = decay_between(high_end, low_end, b_high, b_low, PARTS)
 
@@ -262,10 +279,12 @@ def walk_back(
             C=CHUNK,
             PARTS=decay_parts(q_BTGK.dtype),
             PRECISION=precision(q_BTGK.dtype),
+            DESCRIPTORS=tile.descriptors and use_descriptors(do_BTHV),
             STAGES=tile.stages,
             num_warps=tile.warps,
         )
 
+    allow_descriptors()
     if segments > 1:
         after_XSKV = torch.empty(rows, segments, key_size, value_size, **wide)
         launch(segments - 1, gates.passing_XM, dfinal_NHKV, after_XSKV)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ham.kernels.gated_delta_rule.triton_sequences import Sequences, segment_of, sequence_of
 from ham.kernels.gated_delta_rule.triton_tiles import (
@@ -21,8 +22,10 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     Tile,
     allow_descriptors,
     decay_parts,
+    dependent,
     padded,
     precision,
+    register_bound,
     use_descriptors,
 )
 
@@ -119,6 +122,7 @@ def walk_kernel(
     PARTS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Read-outs, predictions and states of a segment of one head, for one block of value columns.
 
@@ -146,10 +150,12 @@ def walk_kernel(
     o_value = o_c[:, None] * (H * V) + o_v
     causal = o_c[:, None] >= o_c[None, :]
 
+    if PDL:
+        gdc_wait()
     if p_initial is not None:
-        p_before = p_initial + (i_nh * tl.num_programs(1) + i_s) * K * V
+        p_start = p_initial + (i_nh * tl.num_programs(1) + i_s) * K * V
         mask_state = (o_k < K) & (o_v < V)
-        b_state = tl.load(p_before + o_k * V + o_v, mask=mask_state, other=0.0)
+        b_state = tl.load(p_start + o_k * V + o_v, mask=mask_state, other=0.0)
     else:
         b_state = tl.zeros([BK, BV], tl.float32)
 
@@ -224,6 +230,8 @@ def walk_kernel(
         p_chunk = p_o + (value + i_m * C * H) * V
         tl.store(p_chunk + o_value, (b_o * scale).to(dtype), mask=mask_t[:, None] & (o_v < V))
 
+    if PDL:
+        gdc_launch_dependents()
     # Segments may be empty; the last one that is not knows the final state.
     if (stop == chunks) & ((start < chunks) | (i_s == 0)):
         tl.store(p_final + i_nh * K * V + o_k * V + o_v, b_state, mask=(o_k < K) & (o_v < V))
@@ -298,8 +306,10 @@ def walk(
         SCORE=score or None,
         PARTS=decay_parts(v_BTHV.dtype),
         PRECISION=precision(v_BTHV.dtype),
-        DESCRIPTORS=use_descriptors(v_BTHV),
+        DESCRIPTORS=tile.descriptors and use_descriptors(v_BTHV),
         STAGES=tile.stages,
         num_warps=tile.warps,
+        **dependent(v_BTHV.device, segments == 1),
+        **register_bound(v_BTHV.device),
     )
     return walked

@@ -88,8 +88,16 @@ def forward_op(
     segments = triton_sequences.segments_of(
         sequences.count, sequences.chunks, heads, value_size, v_BTHV.device
     )
-    gates = invert_chunks(k_BTGK, log_decay_BTH, beta_BTH, sequences, passing=segments > 1)
-    starts_XSKV, transitions_XSKK = initial_NHKV, None
+    gates = invert_chunks(
+        k_BTGK,
+        log_decay_BTH,
+        beta_BTH,
+        sequences,
+        tile_of("inverse"),
+        passing=segments > 1,
+    )
+    starts_XSKV = initial_NHKV
+    transitions_XSKK = gates.passing_XM.new_empty(sequences.count * heads, 0, key_size, key_size)
     if segments > 1:
         starts_XSKV, transitions_XSKK = triton_segments.start_segments(
             k_BTGK, v_BTHV, gates, sequences, initial_NHKV, segments, tile_of("segment")

@@ -6,7 +6,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
+from ham.kernels.gated_delta_rule.triton_tiles import dependent
 from ham.routing import PREDICTION_FLOOR, VALUE_FLOOR
 
 
@@ -25,6 +27,7 @@ def score_kernel(
     BR: tl.constexpr,
     P_FLOOR: tl.constexpr,
     V_FLOOR: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Scores of BR of the R tokens, all heads, from the sums of N blocks of columns."""
     o_r = (tl.program_id(0) * BR + tl.arange(0, BR)).to(tl.int64)
@@ -34,6 +37,8 @@ def score_kernel(
     o_in = o_h * R.to(tl.int64) + o_r[:, None]
     o_out = o_r[:, None] * H + o_h
     first = tl.zeros([BR, BH], tl.float32)
+    if PDL:
+        gdc_wait()
     pv, vv = first, first
     for i_n in tl.static_range(N):
         first += tl.load(p_sums + (i_n * 3) * n + o_in, mask=mask, other=0.0)
@@ -94,5 +99,6 @@ def score_heads(
         BR=block,
         P_FLOOR=PREDICTION_FLOOR,
         V_FLOOR=VALUE_FLOOR,
+        **dependent(beta_BTH.device, True),
     )
     return score_BTH, score_BT if reduction else None

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ham.kernels.triton_target import interpreting, target_of
@@ -38,11 +37,13 @@ class Tile:
         block_v: Columns of V that one program owns.
         warps: Warps per program.
         stages: Depth of the software pipeline over chunks.
+        descriptors: Load through tensor descriptors where `use_descriptors` allows.
     """
 
     block_v: int
     warps: int
     stages: int
+    descriptors: bool = True
 
 
 def padded(size: int) -> int:
@@ -80,23 +81,60 @@ class GradientTile:
     chunks: int = 0
 
 
+@dataclass(frozen=True)
+class InverseTile:
+    """How the launch of inverses is cut; one warp per chunk.
+
+    Attributes:
+        block_k: Columns of K read at a time.
+        stages: Depth of the software pipeline over them.
+        registers: Most registers per thread, 0 for no bound; 168 let 12 warps share a
+            multiprocessor instead of 8.
+        precision: Of the products of 16 × 16 blocks: `half`, `tf32` or `tf32x3`.
+    """
+
+    block_k: int
+    stages: int
+    registers: int
+    precision: str
+
+
 # Each was compared with float64 on an H100 under Triton 3.6; compare before adding one. Gradients
 # of keys came out wrong with 32 key and 64 value columns, hence the bound on the width in `tiles`.
 WALK_TILES = (Tile(64, 4, 2), Tile(32, 4, 2), Tile(32, 4, 3))
 GRADIENT_TILES = (GradientTile(64, 64, 4, 2), GradientTile(64, 32, 4, 2))
+INVERSE_TILES = (InverseTile(64, 3, 0, "half"),)
+FLOAT32_INVERSE_TILES = (InverseTile(64, 3, 0, "tf32x3"),)
 FLOAT32_TILES = (Tile(32, 4, 1),)
 FLOAT32_GRADIENT_TILES = (GradientTile(64, 32, 4, 1),)
 
+DEPENDENT_LAUNCH = False
+REVERSE_DESCRIPTORS = False
+
 # What is worth timing on a new device beside the above.
 CANDIDATES = {
+    "inverse": (
+        InverseTile(64, 3, 0, "tf32"),
+        InverseTile(64, 3, 0, "half"),
+        InverseTile(64, 3, 168, "half"),
+        InverseTile(32, 3, 168, "half"),
+        InverseTile(32, 1, 0, "half"),
+        InverseTile(32, 1, 128, "half"),
+    ),
     "walk": (Tile(64, 4, 2), Tile(64, 4, 3), Tile(32, 4, 2), Tile(32, 4, 3), Tile(128, 8, 2)),
+    "reverse": (
+        Tile(64, 4, 2, False),
+        Tile(64, 4, 2),
+        Tile(32, 4, 2),
+        Tile(32, 4, 3, False),
+        Tile(32, 4, 3),
+    ),
     "segment": (Tile(64, 4, 2), Tile(64, 4, 3), Tile(32, 4, 2), Tile(32, 4, 3)),
     "gradient": (
         GradientTile(64, 64, 4, 2),
-        GradientTile(64, 128, 4, 1, 1),
-        GradientTile(64, 128, 4, 2, 16),
+        GradientTile(64, 128, 4, 2, 8),
+        GradientTile(64, 128, 4, 2, 32),
         GradientTile(64, 128, 8, 2, 16),
-        GradientTile(128, 128, 8, 1, 1),
         GradientTile(32, 128, 4, 2, 16),
     ),
 }
@@ -116,20 +154,27 @@ def fit_gradient(tile: GradientTile, key_size: int, value_size: int) -> Gradient
 
 
 def tiles(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[Any, ...]:
-    """Every tile `kernel` may be given: `walk`, `saving_walk`, `segment`, `reverse`, `gradient`."""
+    """Every tile that `kernel` may be given.
+
+    Kernels: `inverse`, `walk`, `saving_walk`, `segment`, `reverse`, `gradient`.
+    """
+    if kernel == "inverse":
+        return FLOAT32_INVERSE_TILES if dtype == torch.float32 else INVERSE_TILES
     if kernel == "gradient":
         listed = FLOAT32_GRADIENT_TILES if dtype == torch.float32 else GRADIENT_TILES
         return tuple(dict.fromkeys(fit_gradient(tile, key_size, value_size) for tile in listed))
     listed = FLOAT32_TILES if dtype == torch.float32 else WALK_TILES
+    if kernel == "reverse" and dtype != torch.float32:
+        listed = tuple(replace(tile, descriptors=REVERSE_DESCRIPTORS) for tile in listed)
     return tuple(dict.fromkeys(fit(tile, value_size) for tile in listed))
 
 
 def choose_tile(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> Any:
     """The tile of `kernel`; neither batch nor length play a part, so neither recompiles."""
     legal = tiles(kernel, dtype, key_size, value_size)
-    if kernel == "gradient" or len(legal) == 1:
+    if kernel in ("inverse", "gradient") or len(legal) == 1:
         return legal[0]
-    wide, narrow, deep = (fit(tile, value_size) for tile in WALK_TILES)
+    wide, narrow, deep = (legal[0], *legal[-2:])
     if key_size <= 64:
         return deep
     return narrow if kernel == "saving_walk" else wide
@@ -161,6 +206,26 @@ def gluon_known() -> bool:
     return triton.__version__.startswith(GLUON_VERSIONS)
 
 
+def register_bound(device: torch.device) -> dict[str, int]:
+    """Launch option without which ptxas for sm_80 gives the forward walk 32 registers a thread.
+
+    It then spills 8 KiB a thread at K = V = 128; told that it may take 255, it takes them.
+    """
+    return {} if target_of(device).capability >= (9, 0) else {"maxnreg": 255}
+
+
+def dependent_launch(device: torch.device) -> bool:
+    """Whether kernels of the forward start while the one before ends, as Hopper can."""
+    return DEPENDENT_LAUNCH and not interpreting() and target_of(device).capability >= (9, 0)
+
+
+def dependent(device: torch.device, follows: bool) -> dict[str, bool]:
+    """Launch options of a kernel that, if it `follows` at once, waits for the one before itself."""
+    if follows and dependent_launch(device):
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
+
+
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
@@ -171,4 +236,6 @@ def allow_descriptors() -> None:
     The setting belongs to the current context, and autograd runs backwards in threads of their own,
     so the launcher calls this every time.
     """
+    import triton
+
     triton.set_allocator(_scratch)
