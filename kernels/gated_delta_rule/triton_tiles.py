@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -201,8 +202,11 @@ def use_gluon(x: Tensor, key_size: int, value_size: int) -> bool:
     return fits and target_of(x.device).capability[0] == 9 and gluon_known() and not interpreting()
 
 
+@functools.cache
 def gluon_known() -> bool:
     """Whether this Triton's Gluon is one that the kernels were tried with."""
+    import triton
+
     return triton.__version__.startswith(GLUON_VERSIONS)
 
 
