@@ -13,7 +13,7 @@ from ham.kernels.gated_delta_rule.arguments import (
 from ham.kernels.gated_delta_rule.chunked import chunked
 from ham.kernels.gated_delta_rule.cost import chunked_flops, cost
 from ham.kernels.gated_delta_rule.reference import gated_delta_rule_step, reference
-from ham.kernels.gated_delta_rule.triton_provider import available, check_limits, run, triton
+from ham.kernels.gated_delta_rule.triton_provider import check_limits, run, triton
 from ham.kernels.registry import (
     REFERENCE,
     Operation,
@@ -23,7 +23,8 @@ from ham.kernels.registry import (
     limits_of,
     register_operation,
 )
-from ham.routing import ScoreName, head_scores
+from ham.kernels.triton_target import triton_available
+from ham.routing import ReductionName, ScoreName, head_scores, reduce_heads
 
 __all__ = [
     "GatedDeltaRuleOutput",
@@ -44,6 +45,7 @@ def gated_delta_rule(
     beta_BTH: Tensor,
     *,
     initial_state_BHKV: Tensor | None = None,
+    cu_seqlens_N1: Tensor | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     provider: str = "torch",
@@ -55,12 +57,16 @@ def gated_delta_rule(
     Everything is computed in float32, or in float64 if any input is float64, also under autocast.
 
     Args:
-        q_BTHK: Queries.
-        k_BTHK: Keys; unit length keeps the rule stable, but nothing here requires it.
+        q_BTHK: Queries `[B, T, G, K]`. G divides H: value head h reads key head h // (H // G).
+        k_BTHK: Keys `[B, T, G, K]`; unit length keeps the rule stable, but nothing here requires
+            it.
         v_BTHV: Values; V may differ from K.
         log_decay_BTH: Finite logarithm of the decay a_t, at most 0.
         beta_BTH: Write strength in 0..1.
         initial_state_BHKV: State before the first token. Default: zeros.
+        cu_seqlens_N1: First token of each of N sequences that share the one row of a batch of 1,
+            and T; never decreasing, int32. States are then `[N, H, K, V]`. Default: every row is
+            a sequence.
         scale: Multiplies the queries. Default: K ** -0.5.
         chunk_size: Tokens per chunk of the chunked providers, at least 1. Default: 32 on a CPU,
             64 elsewhere.
@@ -74,15 +80,12 @@ def gated_delta_rule(
         DeviceError: If it cannot run on the device of the inputs.
         ValueError: If shapes do not fit together.
     """
-    check_arguments(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, initial_state_BHKV)
-    arguments = {"q_BTHK": q_BTHK, "k_BTHK": k_BTHK, "v_BTHV": v_BTHV}
-    return find_provider("gated_delta_rule", provider, q_BTHK.device, arguments).function(
-        q_BTHK,
-        k_BTHK,
-        v_BTHV,
-        log_decay_BTH,
-        beta_BTH,
+    inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)
+    check_arguments(*inputs, initial_state_BHKV, cu_seqlens_N1)
+    return _find(provider, *inputs[:3]).function(
+        *inputs,
         initial_state_BHKV=initial_state_BHKV,
+        cu_seqlens_N1=cu_seqlens_N1,
         scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale,
         chunk_size=resolve_chunk_size(chunk_size, q_BTHK.device),
     )
@@ -95,8 +98,10 @@ def gated_delta_rule_scored(
     log_decay_BTH: Tensor,
     beta_BTH: Tensor,
     *,
-    score: ScoreName = "cosine",
+    score: ScoreName | None = "cosine",
+    reduction: ReductionName | None = None,
     initial_state_BHKV: Tensor | None = None,
+    cu_seqlens_N1: Tensor | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     provider: str = "torch",
@@ -107,13 +112,15 @@ def gated_delta_rule_scored(
     scores while it has the predictions at hand, as `triton` does, saves that traffic.
 
     Args:
-        q_BTHK: As in `gated_delta_rule`, like all arguments but the next.
+        q_BTHK: As in `gated_delta_rule`, like all arguments but `score` and `reduction`.
         k_BTHK: Keys.
         v_BTHV: Values.
         log_decay_BTH: Logarithm of the decay.
         beta_BTH: Write strength.
-        score: As defined by `ham.routing.head_scores`.
+        score: As defined by `ham.routing.head_scores`; None for read-outs alone.
+        reduction: Also give one score per token, as defined by `ham.routing.reduce_heads`.
         initial_state_BHKV: State before the first token. Default: zeros.
+        cu_seqlens_N1: Where sequences begin in the one row of a batch of 1. Default: no sequences.
         scale: Multiplies the queries. Default: K ** -0.5.
         chunk_size: Tokens per chunk of the provider `torch`.
         provider: A provider registered in `ham.kernels.registry`.
@@ -124,24 +131,37 @@ def gated_delta_rule_scored(
         ValueError: If shapes do not fit together.
     """
     inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)
-    arguments = {"q_BTHK": q_BTHK, "k_BTHK": k_BTHK, "v_BTHV": v_BTHV}
-    provider = find_provider("gated_delta_rule", provider, q_BTHK.device, arguments).name
+    provider = _find(provider, *inputs[:3]).name
     if provider == "triton":
-        check_arguments(*inputs, initial_state_BHKV)
-        scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
-        o_BTHV, final_state_BHKV, _, score_BTH = run(
-            *inputs, initial_state_BHKV=initial_state_BHKV, scale=scale, score=score
+        check_arguments(*inputs, initial_state_BHKV, cu_seqlens_N1)
+        made = run(
+            *inputs,
+            initial_state_NHKV=initial_state_BHKV,
+            cu_seqlens_N1=cu_seqlens_N1,
+            scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale,
+            prediction=False,
+            score=score,
+            reduction=reduction if score else None,
         )
-        return ScoredOutput(o_BTHV, final_state_BHKV, score_BTH)
+        return ScoredOutput(made.o_BTHV, made.final_state_NHKV, made.score_BTH, made.score_BT)
     output = gated_delta_rule(
         *inputs,
         initial_state_BHKV=initial_state_BHKV,
+        cu_seqlens_N1=cu_seqlens_N1,
         scale=scale,
         chunk_size=chunk_size,
         provider=provider,
     )
+    if score is None:
+        return ScoredOutput(output.o_BTHV, output.final_state_BHKV, None, None)
     score_BTH = head_scores(score, output.prediction_BTHV, v_BTHV, beta_BTH)
-    return ScoredOutput(output.o_BTHV, output.final_state_BHKV, score_BTH)
+    score_BT = None if reduction is None else reduce_heads(score_BTH, reduction)
+    return ScoredOutput(output.o_BTHV, output.final_state_BHKV, score_BTH, score_BT)
+
+
+def _find(provider: str, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor) -> Provider:
+    arguments = {"q_BTHK": q_BTHK, "k_BTHK": k_BTHK, "v_BTHV": v_BTHV}
+    return find_provider("gated_delta_rule", provider, q_BTHK.device, arguments)
 
 
 register_operation(
@@ -151,7 +171,7 @@ register_operation(
     Provider(
         "triton",
         triton,
-        available,
+        triton_available,
         limits=limits_of(check_limits, "q_BTHK", "k_BTHK", "v_BTHV"),
     ),
 )

@@ -21,6 +21,8 @@ class GatedDeltaRuleCase:
     Attributes:
         gates: `typical`: decay and beta as a trained layer has them. `extreme`: log decays of -10
             and -0.0 and betas of exactly 0 and 1 mixed in.
+        key_heads: Heads of q and k; 0 for those of v.
+        lengths: Tokens of each of the sequences that share the one row; empty for a plain batch.
     """
 
     batch: int
@@ -31,12 +33,17 @@ class GatedDeltaRuleCase:
     chunk_size: int = 64
     initial_state: bool = False
     gates: Literal["typical", "extreme"] = "typical"
+    key_heads: int = 0
+    lengths: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """Readable and unique within the operation."""
-        name = f"B{self.batch} T{self.time} H{self.heads} K{self.key_size} V{self.value_size}"
+        name = f"B{self.batch} T{self.time} H{self.heads}"
+        name += f" G{self.key_heads}" if self.key_heads else ""
+        name += f" K{self.key_size} V{self.value_size}"
         name += f" C{self.chunk_size}"
+        name += f" N{len(self.lengths)}" if self.lengths else ""
         name += " state" if self.initial_state else ""
         return name + (" extreme" if self.gates == "extreme" else "")
 
@@ -50,6 +57,8 @@ class GatedDeltaRuleCase:
             value_size=self.value_size,
             dtype=dtype,
             initial_state=self.initial_state,
+            key_heads=self.key_heads or None,
+            sequences=len(self.lengths) or None,
         )
 
     def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
@@ -60,9 +69,10 @@ class GatedDeltaRuleCase:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         rows = (self.batch, self.time, self.heads)
+        key_rows = (self.batch, self.time, self.key_heads or self.heads)
         tensors = {
-            "q_BTHK": F.normalize(normal(*rows, self.key_size), dim=-1),
-            "k_BTHK": F.normalize(normal(*rows, self.key_size), dim=-1),
+            "q_BTHK": F.normalize(normal(*key_rows, self.key_size), dim=-1),
+            "k_BTHK": F.normalize(normal(*key_rows, self.key_size), dim=-1),
             "v_BTHV": normal(*rows, self.value_size),
             "log_decay_BTH": -F.softplus(normal(*rows) - 3.0),
             "beta_BTH": torch.sigmoid(normal(*rows)),
@@ -75,8 +85,9 @@ class GatedDeltaRuleCase:
             tensors["beta_BTH"][kind == 0] = 0.0
             tensors["beta_BTH"][kind == 1] = 1.0
         if self.initial_state:
+            count = len(self.lengths) or self.batch
             tensors["initial_state_BHKV"] = normal(
-                self.batch, self.heads, self.key_size, self.value_size
+                count, self.heads, self.key_size, self.value_size
             )
         wide = torch.promote_types(dtype, torch.float32)
         narrow = ("q_BTHK", "k_BTHK", "v_BTHV")
@@ -84,6 +95,9 @@ class GatedDeltaRuleCase:
             name: tensor.to(device, dtype if name in narrow else wide)
             for name, tensor in tensors.items()
         }
+        if self.lengths:
+            ends = torch.tensor((0, *self.lengths)).cumsum(0)
+            inputs["cu_seqlens_N1"] = ends.to(device, torch.int32)
         return {**inputs, "chunk_size": self.chunk_size}
 
 
@@ -94,6 +108,8 @@ VERIFY_CASES = (
     GatedDeltaRuleCase(3, 65, 3, 16, 24, initial_state=True, gates="extreme"),
     GatedDeltaRuleCase(1, 200, 3, 32, 32, chunk_size=32),
     GatedDeltaRuleCase(1, 512, 2, 64, 64),
+    GatedDeltaRuleCase(2, 70, 4, 16, 24, initial_state=True, key_heads=2),
+    GatedDeltaRuleCase(1, 150, 2, 16, 24, initial_state=True, lengths=(64, 0, 1, 85)),
 )
 
 SPEED_CASES = tuple(

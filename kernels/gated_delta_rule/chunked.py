@@ -35,6 +35,7 @@ from ham.kernels.chunks import (
     unit_triangular_inverse,
 )
 from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput
+from ham.kernels.gated_delta_rule.layout import any_layout
 
 
 class _Decay(NamedTuple):
@@ -206,6 +207,7 @@ class _Chunks(torch.autograd.Function):
 
 
 @full_precision
+@any_layout
 def chunked(
     q_BTHK: Tensor,
     k_BTHK: Tensor,

@@ -22,17 +22,32 @@ def cost(
     value_size: int,
     dtype: torch.dtype,
     initial_state: bool = False,
+    key_heads: int | None = None,
+    sequences: int | None = None,
 ) -> Cost:
     """Cost of the recurrence; one decode step is `time=1, initial_state=True`.
 
     Bytes: q, k, v read and o written in `dtype`; log decay and beta read, prediction and final
     state written (initial state read, if there is one) in float32, or float64 with float64.
+
+    Args:
+        batch: Rows.
+        time: Tokens of a row.
+        heads: Value heads.
+        key_size: K.
+        value_size: V.
+        dtype: Of q, k and v.
+        initial_state: Whether there is one.
+        key_heads: Heads of q and k. Default: those of v.
+        sequences: Sequences that share the one row. Default: one per row.
     """
     element = dtype.itemsize
     state_element = max(element, 4)
     tokens = batch * time * heads
-    state = batch * heads * key_size * value_size
-    moved = tokens * (2 * key_size + 2 * value_size) * element
+    key_tokens = tokens if key_heads is None else batch * time * key_heads
+    count = batch if sequences is None else sequences
+    state = count * heads * key_size * value_size
+    moved = (key_tokens * 2 * key_size + tokens * 2 * value_size) * element
     moved += tokens * (2 + value_size) * state_element
     moved += state * (2 if initial_state else 1) * state_element
     return Cost(flops=7 * tokens * key_size * value_size, bytes=moved)

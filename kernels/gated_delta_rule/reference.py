@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ham.kernels.chunks import compute_dtype, full_precision
 from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput
+from ham.kernels.gated_delta_rule.layout import any_layout
 
 
 def _read(state_BHKV: Tensor, key_BHK: Tensor) -> Tensor:
@@ -56,6 +57,7 @@ def gated_delta_rule_step(
     return output.to(v_BHV.dtype), state, prediction
 
 
+@any_layout
 def reference(
     q_BTHK: Tensor,
     k_BTHK: Tensor,

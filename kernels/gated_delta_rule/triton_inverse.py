@@ -1,8 +1,8 @@
 """Launch 1 of the Triton gated delta rule: gates and inverted triangle of every chunk.
 
 Letters of the kernels: B batch, T tokens, H heads, K key size, V value size, M chunks, C = 64
-tokens per chunk; `p_` pointer, `o_` offsets, `i_` index, `b_` block in registers. The derivation
-stands in the README beside this file.
+tokens per chunk, G key heads; `p_` pointer, `o_` offsets, `i_` index, `b_` block in registers. The
+derivation stands in the README beside this file.
 """
 
 from __future__ import annotations
@@ -11,8 +11,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
-from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, padded, precision
+from ham.kernels.gated_delta_rule.triton_sequences import Sequences, chunk_of
+from ham.kernels.gated_delta_rule.triton_tiles import (
+    CHUNK,
+    Gates,
+    InverseTile,
+    dependent_launch,
+    padded,
+)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -49,6 +57,21 @@ def _weighted(b_product, high_i, low_i, high_j, low_j, beta_j):
 
 
 @triton.jit
+def _product(b_left, b_right, PRECISION: tl.constexpr, b_sum=None):
+    """Product of two 16 × 16 blocks.
+
+    `half` has the 10-bit mantissa of tf32 in half the instructions, and the sums of one product are
+    the left operand of the next without moving between threads. Its range up to 65504 suffices:
+    entries of stable triangles are of order 1.
+    """
+    if PRECISION == "half":
+        b_left, b_right = b_left.to(tl.float16), b_right.to(tl.float16)
+        return tl.dot(b_left, b_right, b_sum)
+    else:
+        return tl.dot(b_left, b_right, b_sum, input_precision=PRECISION)
+
+
+@triton.jit
 def _invert_diagonal(b_lower, PRECISION: tl.constexpr):
     """`(I + L)^-1` of a 16 × 16 block whose part on and above the diagonal is ignored.
 
@@ -61,14 +84,14 @@ def _invert_diagonal(b_lower, PRECISION: tl.constexpr):
     eye = tl.where(o_r == o_c, 1.0, 0.0)
     b_lower = tl.where(o_r > o_c, b_lower, 0.0)
     b_inner = tl.where(o_r // 4 == o_c // 4, b_lower, 0.0)
-    b_square = tl.dot(b_inner, b_inner, input_precision=PRECISION)
-    b_cube = tl.dot(b_inner, b_square, input_precision=PRECISION)
+    b_square = _product(b_inner, b_inner, PRECISION)
+    b_cube = _product(b_inner, b_square, PRECISION)
     b_inverse = eye - b_inner + b_square - b_cube
-    b_outer = tl.dot(b_inverse, b_lower - b_inner, input_precision=PRECISION)
-    b_square = tl.dot(b_outer, b_outer, input_precision=PRECISION)
-    b_cube = tl.dot(b_outer, b_square, input_precision=PRECISION)
+    b_outer = _product(b_inverse, b_lower - b_inner, PRECISION)
+    b_square = _product(b_outer, b_outer, PRECISION)
+    b_cube = _product(b_outer, b_square, PRECISION)
     b_series = eye - b_outer + b_square - b_cube
-    return tl.dot(b_series, b_inverse, input_precision=PRECISION)
+    return _product(b_series, b_inverse, PRECISION)
 
 
 @triton.jit
@@ -86,35 +109,49 @@ def _store_block(p_inverse, b_block, i_r: tl.constexpr, i_c: tl.constexpr, C: tl
     tl.store(p_inverse + o_r * C + o_c, b_block.to(p_inverse.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["T", "M", "H"])
+@triton.jit
+def _growth(b_product, beta):
+    """Sum of log2 of the norms of `I - beta k k^T`; 0 for keys no longer than sqrt(2 / beta)."""
+    o = tl.arange(0, 16)
+    b_square = tl.sum(tl.where(o[:, None] == o[None, :], b_product, 0.0), 1)
+    return tl.sum(tl.log2(tl.maximum(beta * b_square - 1.0, 1.0)), 0)
+
+
+@triton.jit(do_not_specialize=["T", "M", "H", "G"])
 def inverse_kernel(
     p_k,
     p_log_decay,
     p_beta,
+    p_first,
+    p_left,
     p_inverse,
     p_gates,
+    p_passing,
     T,
     M,
     H,
+    G,
     K: tl.constexpr,
     BK: tl.constexpr,
     C: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Gates and `(I + tril(Gamma o K K^T, -1) diag(beta))^-1 - I` of one chunk of one head."""
+    if PDL:
+        gdc_launch_dependents()
     i_m = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
-    i_b = i_bh // H
-    i_h = i_bh % H
+    i_h, first, left = chunk_of(i_m, i_bh, p_first, p_left, T, H, C)
     p_gates += (i_bh * M + i_m) * 3 * C
     p_inverse += (i_bh * M + i_m) * C * C
 
     o = tl.arange(0, 16)
-    t0 = i_m * C + o
-    t1, t2, t3 = t0 + 16, t0 + 32, t0 + 48
-    m0, m1, m2, m3 = t0 < T, t1 < T, t2 < T, t3 < T
-    r0 = (i_b * T + t0) * H + i_h
+    m0, m1, m2, m3 = o < left, o + 16 < left, o + 32 < left, o + 48 < left
+    r0 = (first + o) * H + i_h
     r1, r2, r3 = r0 + 16 * H, r0 + 32 * H, r0 + 48 * H
+    s0 = (first + o) * G + i_h // (H // G)
+    s1, s2, s3 = s0 + 16 * G, s0 + 32 * G, s0 + 48 * G
     zero = tl.sum(tl.zeros([16], tl.float64), 0)
     high0, low0, beta0, total = _block_gates(p_log_decay, p_beta, r0, m0, zero)
     high1, low1, beta1, total = _block_gates(p_log_decay, p_beta, r1, m1, total)
@@ -125,25 +162,31 @@ def inverse_kernel(
     _store_gates(p_gates, o + 32, high2, low2, beta2, C)
     _store_gates(p_gates, o + 48, high3, low3, beta3, C)
 
+    OF_KEYS: tl.constexpr = "tf32" if PRECISION == "half" else PRECISION
     a00 = tl.zeros([16, 16], tl.float32)
     a10, a11 = a00, a00
     a20, a21, a22 = a00, a00, a00
     a30, a31, a32, a33 = a00, a00, a00, a00
     for i_k in range(0, K, BK):
-        k0 = _load_rows(p_k, r0, m0, i_k, K, BK)
-        k1 = _load_rows(p_k, r1, m1, i_k, K, BK)
-        k2 = _load_rows(p_k, r2, m2, i_k, K, BK)
-        k3 = _load_rows(p_k, r3, m3, i_k, K, BK)
-        a00 = tl.dot(k0, tl.trans(k0), a00, input_precision=PRECISION)
-        a10 = tl.dot(k1, tl.trans(k0), a10, input_precision=PRECISION)
-        a20 = tl.dot(k2, tl.trans(k0), a20, input_precision=PRECISION)
-        a30 = tl.dot(k3, tl.trans(k0), a30, input_precision=PRECISION)
-        a11 = tl.dot(k1, tl.trans(k1), a11, input_precision=PRECISION)
-        a21 = tl.dot(k2, tl.trans(k1), a21, input_precision=PRECISION)
-        a31 = tl.dot(k3, tl.trans(k1), a31, input_precision=PRECISION)
-        a22 = tl.dot(k2, tl.trans(k2), a22, input_precision=PRECISION)
-        a32 = tl.dot(k3, tl.trans(k2), a32, input_precision=PRECISION)
-        a33 = tl.dot(k3, tl.trans(k3), a33, input_precision=PRECISION)
+        k0 = _load_rows(p_k, s0, m0, i_k, K, BK)
+        k1 = _load_rows(p_k, s1, m1, i_k, K, BK)
+        k2 = _load_rows(p_k, s2, m2, i_k, K, BK)
+        k3 = _load_rows(p_k, s3, m3, i_k, K, BK)
+        a00 = tl.dot(k0, tl.trans(k0), a00, input_precision=OF_KEYS)
+        a10 = tl.dot(k1, tl.trans(k0), a10, input_precision=OF_KEYS)
+        a20 = tl.dot(k2, tl.trans(k0), a20, input_precision=OF_KEYS)
+        a30 = tl.dot(k3, tl.trans(k0), a30, input_precision=OF_KEYS)
+        a11 = tl.dot(k1, tl.trans(k1), a11, input_precision=OF_KEYS)
+        a21 = tl.dot(k2, tl.trans(k1), a21, input_precision=OF_KEYS)
+        a31 = tl.dot(k3, tl.trans(k1), a31, input_precision=OF_KEYS)
+        a22 = tl.dot(k2, tl.trans(k2), a22, input_precision=OF_KEYS)
+        a32 = tl.dot(k3, tl.trans(k2), a32, input_precision=OF_KEYS)
+        a33 = tl.dot(k3, tl.trans(k3), a33, input_precision=OF_KEYS)
+
+    if p_passing is not None:
+        growth = _growth(a00, beta0) + _growth(a11, beta1)
+        growth += _growth(a22, beta2) + _growth(a33, beta3)
+        tl.store(p_passing + i_bh * M + i_m, total.to(tl.float32) + growth)
 
     x00 = _invert_diagonal(_weighted(a00, high0, low0, high0, low0, beta0), PRECISION)
     x11 = _invert_diagonal(_weighted(a11, high1, low1, high1, low1, beta1), PRECISION)
@@ -156,19 +199,19 @@ def inverse_kernel(
     l31 = _weighted(a31, high3, low3, high1, low1, beta1)
     l32 = _weighted(a32, high3, low3, high2, low2, beta2)
 
-    x10 = -tl.dot(x11, tl.dot(l10, x00, input_precision=PRECISION), input_precision=PRECISION)
-    x21 = -tl.dot(x22, tl.dot(l21, x11, input_precision=PRECISION), input_precision=PRECISION)
-    x32 = -tl.dot(x33, tl.dot(l32, x22, input_precision=PRECISION), input_precision=PRECISION)
-    s20 = tl.dot(l20, x00, input_precision=PRECISION)
-    s20 = tl.dot(l21, x10, s20, input_precision=PRECISION)
-    x20 = -tl.dot(x22, s20, input_precision=PRECISION)
-    s31 = tl.dot(l31, x11, input_precision=PRECISION)
-    s31 = tl.dot(l32, x21, s31, input_precision=PRECISION)
-    x31 = -tl.dot(x33, s31, input_precision=PRECISION)
-    s30 = tl.dot(l30, x00, input_precision=PRECISION)
-    s30 = tl.dot(l31, x10, s30, input_precision=PRECISION)
-    s30 = tl.dot(l32, x20, s30, input_precision=PRECISION)
-    x30 = -tl.dot(x33, s30, input_precision=PRECISION)
+    x10 = -_product(x11, _product(l10, x00, PRECISION), PRECISION)
+    x21 = -_product(x22, _product(l21, x11, PRECISION), PRECISION)
+    x32 = -_product(x33, _product(l32, x22, PRECISION), PRECISION)
+    s20 = _product(l20, x00, PRECISION)
+    s20 = _product(l21, x10, PRECISION, s20)
+    x20 = -_product(x22, s20, PRECISION)
+    s31 = _product(l31, x11, PRECISION)
+    s31 = _product(l32, x21, PRECISION, s31)
+    x31 = -_product(x33, s31, PRECISION)
+    s30 = _product(l30, x00, PRECISION)
+    s30 = _product(l31, x10, PRECISION, s30)
+    s30 = _product(l32, x20, PRECISION, s30)
+    x30 = -_product(x33, s30, PRECISION)
 
     eye = tl.where(o[:, None] == o[None, :], 1.0, 0.0)
     nothing = tl.zeros([16, 16], tl.float32)
@@ -190,36 +233,55 @@ def inverse_kernel(
     _store_block(p_inverse, nothing, 2, 3, C)
 
 
-def invert_chunks(k_BTHK: Tensor, log_decay_BTH: Tensor, beta_BTH: Tensor) -> Gates:
+def invert_chunks(
+    k_BTGK: Tensor,
+    log_decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    sequences: Sequences,
+    tile: InverseTile,
+    *,
+    passing: bool,
+) -> Gates:
     """Launch `inverse_kernel` over all chunks.
 
     Args:
-        k_BTHK: Contiguous keys, float32 or bfloat16.
+        k_BTGK: Contiguous keys, float32 or bfloat16.
         log_decay_BTH: Contiguous logarithms of the decay.
         beta_BTH: Contiguous write strengths.
+        sequences: Where chunks begin.
+        tile: How to cut the work.
+        passing: Bound what is left of a state after every chunk, as segments need it.
 
     Returns:
-        The inverted triangles in the dtype of the keys and the gates in float32.
+        The inverted triangles in the dtype of the keys, the rest in float32.
     """
-    batch, time, heads, key_size = k_BTHK.shape
-    chunks = triton.cdiv(time, CHUNK)
-    float32 = {"dtype": torch.float32, "device": k_BTHK.device}
-    gates_XM3C = torch.empty(batch * heads, chunks, 3, CHUNK, **float32)
-    square = (batch * heads, chunks, CHUNK, CHUNK)
-    inverse_XMCC = torch.empty(square, dtype=k_BTHK.dtype, device=k_BTHK.device)
-    inverse_kernel[(chunks, batch * heads)](
-        k_BTHK,
+    heads, key_heads, key_size = log_decay_BTH.shape[2], *k_BTGK.shape[2:]
+    chunks, rows = sequences.chunks, sequences.rows * heads
+    float32 = {"dtype": torch.float32, "device": k_BTGK.device}
+    gates_XM3C = torch.empty(rows, chunks, 3, CHUNK, **float32)
+    square = (rows, chunks, CHUNK, CHUNK)
+    inverse_XMCC = torch.empty(square, dtype=k_BTGK.dtype, device=k_BTGK.device)
+    passing_XM = torch.empty(rows, chunks if passing else 0, **float32)
+    inverse_kernel[(chunks, rows)](
+        k_BTGK,
         log_decay_BTH,
         beta_BTH,
+        sequences.first_M,
+        sequences.left_M,
         inverse_XMCC,
         gates_XM3C,
-        time,
+        passing_XM if passing else None,
+        sequences.time,
         chunks,
         heads,
+        key_heads,
         K=key_size,
-        BK=min(padded(key_size), 64),
+        BK=min(padded(key_size), tile.block_k),
         C=CHUNK,
-        PRECISION=precision(k_BTHK.dtype),
+        PRECISION=tile.precision,
+        PDL=dependent_launch(k_BTGK.device),
         num_warps=1,
+        num_stages=tile.stages,
+        **({"maxnreg": tile.registers} if tile.registers else {}),
     )
-    return Gates(gates_XM3C, inverse_XMCC)
+    return Gates(gates_XM3C, inverse_XMCC, passing_XM)

@@ -18,6 +18,10 @@ def test_gated_delta_rule() -> None:
     # float64 with an initial state: 24 × (24 + 9) × 8 and two states of 2240 bytes.
     cost = gated_delta_rule.cost(**sizes, dtype=torch.float64, initial_state=True)
     assert cost == Cost(flops=5880, bytes=24 * 33 * 8 + 4480)
+    # One row of 6 tokens with 3 sequences, 2 key heads: q and k of 12 token-heads, 3 states.
+    sizes = {**sizes, "batch": 1, "time": 6, "key_heads": 2, "sequences": 3}
+    cost = gated_delta_rule.cost(**sizes, dtype=torch.bfloat16)
+    assert cost == Cost(flops=5880, bytes=12 * 20 + 24 * (28 + 36) + 3 * 4 * 35 * 4)
 
 
 def test_gated_delta_rule_in_chunks() -> None:

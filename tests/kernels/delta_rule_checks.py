@@ -1,0 +1,97 @@
+"""What the tests of the Triton gated delta rule share: devices, errors against float64.
+
+Without a GPU the kernels run in Triton's interpreter, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ham.kernels.gated_delta_rule import gated_delta_rule
+from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase as Case
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    # Triton decides when it is imported whether it interprets, so before any test can import it.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language
+    from triton.runtime.interpreter import InterpretedFunction
+
+    del os.environ["TRITON_INTERPRET"]
+    if not isinstance(triton.language.sum, InterpretedFunction):
+        raise RuntimeError("Triton was imported before this module could ask for its interpreter")
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+OUTPUTS = ("o", "final_state", "prediction")
+LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let kernels run on the CPU where there is no GPU."""
+    if not CUDA:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    yield
+
+
+@pytest.fixture
+def needs_gpu() -> None:
+    if not CUDA:
+        pytest.skip("needs a CUDA device")
+
+
+def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
+    inputs = case.inputs(dtype, DEVICE, seed)
+    return {name: value for name, value in inputs.items() if torch.is_tensor(value)}
+
+
+def outputs_and_gradients(
+    inputs: dict[str, torch.Tensor], provider: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """All outputs, and all gradients of their sum weighted with fixed random numbers."""
+    leaves = {
+        name: value.clone().requires_grad_(value.is_floating_point())
+        for name, value in inputs.items()
+    }
+    output = gated_delta_rule(**leaves, provider=provider)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(part.shape, generator=generator).to(DEVICE, dtype) for part in output]
+    torch.autograd.backward(output, [w.to(o.dtype) for w, o in zip(weights, output, strict=True)])
+    gradients = {
+        f"d{name.rsplit('_', 1)[0]}": leaf.grad
+        for name, leaf in leaves.items()
+        if leaf.requires_grad
+    }
+    return dict(zip(OUTPUTS, (part.detach() for part in output), strict=True)) | gradients
+
+
+def worst(errors: dict[str, float]) -> float:
+    """The largest error; NaN counts as infinite, and all are printed should a test fail."""
+    print({name: f"{error:.1e}" for name, error in errors.items()})
+    return max(math.inf if math.isnan(error) else error for error in errors.values())
+
+
+def relative_errors(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, float]:
+    """Errors on the inputs of a case."""
+    return errors_on(make_inputs(case, dtype, seed), dtype)
+
+
+def errors_on(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, float]:
+    """Norm of the difference to float64 over the norm, 0/0 counted as 0."""
+    wide = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    expected = outputs_and_gradients(wide, "torch", dtype)
+    received = outputs_and_gradients(inputs, "triton", dtype)
+    assert received.keys() == expected.keys()
+    errors = {}
+    for name, value in expected.items():
+        difference = (received[name].double() - value).norm().item()
+        errors[name] = difference / value.norm().item() if difference else 0.0
+    return errors
