@@ -137,6 +137,6 @@ def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
 
 
 def unit_vectors(x: Tensor) -> Tensor:
-    """Scale the last axis to Euclidean length one, computed in float32 or wider; keeps the dtype."""
+    """Scale the last axis to length one, computed in float32 or wider; keeps the dtype."""
     wide = x.float() if x.element_size() < 4 else x
     return F.normalize(wide, dim=-1, eps=NORM_EPSILON).to(x.dtype)

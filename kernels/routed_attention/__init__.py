@@ -10,6 +10,7 @@ from ham.kernels.registry import (
     Provider,
     anywhere,
     find_provider,
+    limits_of,
     register_operation,
 )
 from ham.kernels.routed_attention.arguments import check_arguments
@@ -17,7 +18,7 @@ from ham.kernels.routed_attention.cached import routed_attention_cached
 from ham.kernels.routed_attention.cost import cached_cost, cost, count_pairs
 from ham.kernels.routed_attention.packed import packed
 from ham.kernels.routed_attention.reference import reference
-from ham.kernels.routed_attention.triton_provider import triton
+from ham.kernels.routed_attention.triton_provider import check_limits, triton
 from ham.kernels.triton_target import triton_available
 
 __all__ = ["cached_cost", "cost", "count_pairs", "routed_attention", "routed_attention_cached"]
@@ -65,7 +66,9 @@ def routed_attention(
         ValueError: If shapes or dtypes do not fit together.
     """
     check_arguments(q_BTHK, k_BTGK, v_BTGV, routed_BT, window, sink_HK, router_score_BT)
-    return find_provider("routed_attention", provider, q_BTHK.device).function(
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
+    arguments = {"q_BTHK": q_BTHK, "k_BTGK": k_BTGK, "v_BTGV": v_BTGV, "scale": scale}
+    return find_provider("routed_attention", provider, q_BTHK.device, arguments).function(
         q_BTHK,
         k_BTGK,
         v_BTGV,
@@ -73,7 +76,7 @@ def routed_attention(
         window=window,
         sink_HK=sink_HK,
         router_score_BT=router_score_BT,
-        scale=q_BTHK.shape[-1] ** -0.5 if scale is None else scale,
+        scale=scale,
     )
 
 
@@ -81,5 +84,10 @@ register_operation(
     Operation("routed_attention", routed_attention),
     Provider(REFERENCE, reference, anywhere, kind="reference"),
     Provider("torch", packed, anywhere),
-    Provider("triton", triton, triton_available),
+    Provider(
+        "triton",
+        triton,
+        triton_available,
+        limits=limits_of(check_limits, "q_BTHK", "k_BTGK", "v_BTGV", "scale"),
+    ),
 )

@@ -11,13 +11,14 @@ from ham.kernels.registry import (
     Provider,
     anywhere,
     find_provider,
+    limits_of,
     register_operation,
 )
 from ham.kernels.ssd.arguments import SsdOutput, check_arguments
 from ham.kernels.ssd.chunked import chunked
 from ham.kernels.ssd.cost import chunked_flops, cost
 from ham.kernels.ssd.reference import reference, ssd_step
-from ham.kernels.ssd.triton_provider import triton
+from ham.kernels.ssd.triton_provider import check_limits, triton
 from ham.kernels.triton_target import triton_available
 
 __all__ = ["SsdOutput", "chunked_flops", "cost", "ssd", "ssd_step"]
@@ -63,7 +64,8 @@ def ssd(
         ValueError: If shapes do not fit together.
     """
     check_arguments(x_BTHP, dt_BTH, a_H, b_BTS, c_BTS, d_H, initial_state_BHPS)
-    return find_provider("ssd", provider, x_BTHP.device).function(
+    arguments = {"x_BTHP": x_BTHP, "b_BTS": b_BTS, "c_BTS": c_BTS}
+    return find_provider("ssd", provider, x_BTHP.device, arguments).function(
         x_BTHP,
         dt_BTH,
         a_H,
@@ -79,5 +81,10 @@ register_operation(
     Operation("ssd", ssd),
     Provider(REFERENCE, reference, anywhere, kind="reference"),
     Provider("torch", chunked, anywhere),
-    Provider("triton", triton, triton_available),
+    Provider(
+        "triton",
+        triton,
+        triton_available,
+        limits=limits_of(check_limits, "x_BTHP", "b_BTS", "c_BTS"),
+    ),
 )
