@@ -145,6 +145,18 @@ def test_gradients_with_resident_tiles(
     assert worst(relative_errors(case, torch.float32)) < LIMIT[torch.float32]
 
 
+@pytest.mark.parametrize("chunks", [0, 2])
+def test_gradients_as_bfloat16_takes_them(monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
+    """With one part of the cumulative decay, and gradients of it that have to cancel."""
+    from ham.kernels.gated_delta_rule import triton_gradients, triton_tiles
+
+    tile = triton_tiles.GradientTile(16, 64, 4, 2, chunks)
+    monkeypatch.setattr(triton_tiles, "FLOAT32_GRADIENT_TILES", (tile,))
+    monkeypatch.setattr(triton_gradients, "decay_parts", lambda dtype: 1)
+    case = Case(2, 70, 1, 16, 24, initial_state=True)
+    assert worst(relative_errors(case, torch.float32)) < LIMIT[torch.float32]
+
+
 @pytest.mark.parametrize("reduction", ["min", "mean", "max"])
 def test_scores_reduced_over_heads(reduction: str) -> None:
     inputs = make_inputs(Case(2, 20, 3, 16, 16, initial_state=True), torch.float32)

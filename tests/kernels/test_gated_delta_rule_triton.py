@@ -99,6 +99,16 @@ def test_prediction_is_exact_where_nothing_is_written() -> None:
     torch.testing.assert_close(received.double(), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("beta", [0.0, 1e-8, 1.0])
+@pytest.mark.parametrize("log_decay", [-20.0, -1e-6])
+def test_constant_gates_at_their_ends(log_decay: float, beta: float) -> None:
+    inputs = make_inputs(Case(1, 66, 1, 16, 16, initial_state=True), torch.float32)
+    inputs["log_decay_BTH"] = torch.full_like(inputs["log_decay_BTH"], log_decay)
+    inputs["beta_BTH"] = torch.full_like(inputs["beta_BTH"], beta)
+    errors = errors_on(inputs, torch.float32)
+    assert worst(errors) < LIMIT[torch.float32], errors
+
+
 def equal_keys(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The triangle whose finite series has the largest terms: one key, beta 1, hardly any decay."""
     inputs = make_inputs(Case(1, 70, 1, 32, 32, initial_state=True), dtype)
