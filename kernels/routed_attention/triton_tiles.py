@@ -65,11 +65,11 @@ def precision(dtype: torch.dtype) -> str:
 # By kernel and whether a padded head size exceeds 64. Spilled registers, where there are any, lie
 # outside the loops (Triton 3.6); the numbers are in the README.
 HOPPER = {
-    ("forward", True): Tile(128, 128, 8, 2),
+    ("forward", True): Tile(128, 64, 8, 2, 128),
     ("forward", False): Tile(128, 128, 8, 2),
-    ("query_gradient", True): Tile(128, 64, 8, 2),
+    ("query_gradient", True): Tile(128, 64, 8, 3),
     ("query_gradient", False): Tile(128, 64, 8, 2),
-    ("key_gradient", True): Tile(64, 128, 8, 2),
+    ("key_gradient", True): Tile(64, 64, 4, 2),
     ("key_gradient", False): Tile(64, 128, 8, 2),
 }
 AMPERE = {
