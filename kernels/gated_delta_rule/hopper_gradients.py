@@ -156,7 +156,11 @@ def hopper_gradient_kernel(
         mbarrier.wait(w_bar, phase)
         g = warpgroup_mma(w_s, r_s.permute((1, 0)), zero, use_acc=False, is_async=True)
         b_f = warpgroup_mma_wait(num_outstanding=1, deps=[f])
-        b_f *= decay_where(i_row >= i_column, high_r, high_c, True) * scale
+        # The diagonal of F acts in float32, with one value on dq and dk: rounded apart for the two,
+        # its parts of the decay's gradient would not cancel.
+        b_own = gl.sum(gl.where(i_row == i_column, b_f, 0.0), 1) * scale
+        b_own = gl.convert_layout(b_own, rows_k)
+        b_f *= decay_where(i_row > i_column, high_r, high_c, True) * scale
         f_s.store(b_f.to(dtype))
         b_f = gl.convert_layout((b_f * gl.expand_dims(beta_c, 0)).to(dtype), left)
         b_g = warpgroup_mma_wait(num_outstanding=0, deps=[g])
@@ -198,8 +202,10 @@ def hopper_gradient_kernel(
             write = warpgroup_mma(g_s.permute((1, 0)), k_s.index(i), write, is_async=True)
             b_q = q_s.index(i).load(mma_k).to(gl.float32)
             b_dq, b_read = warpgroup_mma_wait(num_outstanding=2, deps=[dq, read])
-            b_dc += gl.sum(b_q * b_dq, 1) + gl.sum(b_k * b_read, 1)
+            b_dq += b_k * gl.expand_dims(beta_k, 1) * gl.expand_dims(b_own, 1)
+            b_dc += gl.sum(b_q * b_dq + b_k * b_read, 1)
             b_write = warpgroup_mma_wait(num_outstanding=0, deps=[write])
+            b_write += b_q * gl.expand_dims(b_own, 1)
             b_dbeta += gl.sum(b_k * b_write, 1)
             q_s.index(i).store(b_dq.to(dtype))
             k_s.index(i).store((b_read + b_write * gl.expand_dims(beta_k, 1)).to(dtype))
