@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from delta_rule_checks import CUDA, DEVICE, LIMIT, interpreter, make_inputs, worst
+from delta_rule_checks import CUDA, DEVICE, LIMIT, interpreter, make_inputs, without_gluon, worst
 
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored, triton_tiles
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase as Case
@@ -73,13 +73,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-
-
-def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ham.kernels.gated_delta_rule import triton_backward
-
-    for module in (triton_tiles, triton_backward):
-        monkeypatch.setattr(module, "use_gluon", lambda *args: False)
 
 
 def results(inputs: Tensors, provider: str) -> Tensors:
@@ -206,7 +199,7 @@ def test_gpu_agrees_with_the_plain_kernels(
     received = results(inputs, "triton")
     assert set(launched) == HOPPER
     launched.clear()
-    plain_kernels(monkeypatch)
+    without_gluon(monkeypatch)
     expected = results(inputs, "triton")
     assert launched == []
     assert worst(differences(received, expected)) < LIMIT[torch.bfloat16]
