@@ -8,12 +8,15 @@ GPU share few combinations of head sizes and options, as each takes seconds to c
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 from delta_rule_checks import CUDA, DEVICE, LIMIT, interpreter, make_inputs, without_gluon, worst
 
+from ham.kernels.gate.pool import clean_environment
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored, triton_tiles
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase as Case
 from ham.kernels.triton_target import A100, H100, Target, stand_in
@@ -337,3 +340,41 @@ def test_identities_of_the_gradient_kernel(gates: str) -> None:
     names = ("q_BTHK", "k_BTHK", "log_decay_BTH", "beta_BTH")
     for name, received in zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True):
         torch.testing.assert_close(received, leaves[name].grad[0, :, 0], atol=1e-11, rtol=1e-9)
+
+
+SAVING_WALK = """
+import torch
+from ham.kernels.compile_cases import CompileCase
+from ham.kernels.gate.record import compile_launch, record
+from ham.kernels.gate.targets import parse_targets
+from ham.kernels.gated_delta_rule import triton_tiles
+from ham.kernels.gated_delta_rule.triton_forward import walk
+from ham.kernels.gated_delta_rule.triton_sequences import sequences_of
+
+def launch():
+    x = torch.zeros(1, 128, 2, 64, dtype=torch.bfloat16)
+    square = torch.zeros(2, 2, 64, 64, dtype=x.dtype)
+    gates = triton_tiles.Gates(torch.zeros(2, 2, 3, 64), square, torch.zeros(2, 2))
+    tile = triton_tiles.choose_tile("saving_walk", x.dtype, 64, 64)
+    initial = torch.zeros(1, 2, 64, 64)
+    made = (x, x, x, gates, sequences_of(x, None), initial, 1.0, tile, 1)
+    walk(*made, prediction=False, score="", save=True)
+
+(target,) = parse_targets("sm_90")
+for each in record(CompileCase("saving walk with initial state", launch), target):
+    compile_launch(each)
+    print(each.kernel)
+"""
+
+
+def test_saving_walk_with_an_initial_state_compiles() -> None:
+    """It once did not in bfloat16, as one variable held pointers to two dtypes."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAVING_WALK],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["walk_kernel"]
