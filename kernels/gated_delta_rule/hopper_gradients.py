@@ -5,7 +5,10 @@ program and reads dO, r, W and both states again from the L2 cache for the secon
 registers: 1.03 ms at B8 T4096 H16 D128 on one H100, twice the time that its bytes need. Here one
 program owns all columns of a chunk, keeps its tiles in shared memory (112 KiB, so that two programs
 fit on a multiprocessor), takes the states in two halves of key columns, and walks several chunks so
-that the loads of the next one start while this one is finished. Letters as in `triton_forward.py`.
+that the loads of the next one start while this one is finished. Sums over the products Q K^T and
+K K^T are taken in an order that does not need them (README beside this file). What is made of F and
+G, each times beta, carries one rounding, as gradients of the decay are left of terms that cancel.
+Letters as in `triton_forward.py`.
 """
 
 from __future__ import annotations
