@@ -137,7 +137,7 @@ def test_gpu_matches_float64(launched: list[str], sizes: tuple[int, int]) -> Non
 def test_gpu_gates_at_their_ends(
     launched: list[str], beta: float, log_decays: tuple[float, ...]
 ) -> None:
-    """Strong decays among none at all: alone they leave of the gradient less than its rounding."""
+    """Strong decays among none at all, so that states pass some tokens and not others."""
     inputs = make_inputs(Case(1, 200, 5, 128, 128, initial_state=True), torch.bfloat16)
     shape = inputs["beta_BTH"].shape
     kind = torch.randint(len(log_decays), shape, generator=torch.Generator().manual_seed(2))
