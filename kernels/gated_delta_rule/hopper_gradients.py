@@ -5,7 +5,10 @@ program and reads dO, r, W and both states again from the L2 cache for the secon
 registers: 1.03 ms at B8 T4096 H16 D128 on one H100, twice the time that its bytes need. Here one
 program owns all columns of a chunk, keeps its tiles in shared memory (112 KiB, so that two programs
 fit on a multiprocessor), takes the states in two halves of key columns, and walks several chunks so
-that the loads of the next one start while this one is finished. Letters as in `triton_forward.py`.
+that the loads of the next one start while this one is finished. Sums over the products Q K^T and
+K K^T are taken in an order that does not need them (README beside this file). What is made of F and
+G, each times beta, carries one rounding, as gradients of the decay are left of terms that cancel.
+Letters as in `triton_forward.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,12 @@ from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, allow_descri
 
 COLUMNS = 32
 CHUNKS_PER_PROGRAM = 8
+
+
+@gluon.jit
+def no_zero(b_beta):
+    """Beta, or 2^-60 in the place of less: what is made with it divides by it again."""
+    return gl.where(gl.abs(b_beta) < 2.0**-60, 2.0**-60, b_beta)
 
 
 @gluon.jit
@@ -146,10 +155,10 @@ def hopper_gradient_kernel(
         more = i_m + 1 < stop
         p_g = p_gates + (i_bh * M + i_m) * 3 * C
         high_r = gl.load(p_g + o_r)
-        beta_k = gl.convert_layout(gl.load(p_g + 2 * C + o_r), rows_k)
+        beta_k = no_zero(gl.convert_layout(gl.load(p_g + 2 * C + o_r), rows_k))
         high_end = gl.load(p_g + C - 1)
         high_c = gl.load(p_g + o_c)
-        beta_c = gl.load(p_g + 2 * C + o_c)
+        beta_c = no_zero(gl.load(p_g + 2 * C + o_c))
 
         mbarrier.wait(r_bar, phase)
         f = warpgroup_mma(do_s, r_s.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -157,17 +166,19 @@ def hopper_gradient_kernel(
         g = warpgroup_mma(w_s, r_s.permute((1, 0)), zero, use_acc=False, is_async=True)
         b_f = warpgroup_mma_wait(num_outstanding=1, deps=[f])
         b_f *= decay_where(i_row >= i_column, high_r, high_c, True) * scale
-        f_s.store(b_f.to(dtype))
-        b_f = gl.convert_layout((b_f * gl.expand_dims(beta_c, 0)).to(dtype), left)
+        b_f = (b_f * gl.expand_dims(beta_c, 0)).to(dtype)
+        f_s.store(b_f)
+        b_f = gl.convert_layout(b_f, left)
         b_g = warpgroup_mma_wait(num_outstanding=0, deps=[g])
         b_g *= -decay_where(i_row > i_column, high_r, high_c, True)
-        g_s.store(b_g.to(dtype))
-        b_g = gl.convert_layout((b_g * gl.expand_dims(beta_c, 0)).to(dtype), left)
+        b_g = (b_g * gl.expand_dims(beta_c, 0)).to(dtype)
+        g_s.store(b_g)
+        b_g = gl.convert_layout(b_g, left)
         fence_async_shared()
 
         high_k = gl.convert_layout(high_r, rows_k)
         b_from_start = gl.exp2(high_k)
-        b_to_end = gl.exp2(high_end - high_k)
+        b_to_end = gl.exp2(high_end - high_k) * beta_k
         b_dc = gl.zeros([C], gl.float32, rows_k)
         b_dbeta = gl.zeros([C], gl.float32, rows_k)
         b_ends = gl.zeros([C], gl.float32, rows_k)
@@ -198,23 +209,23 @@ def hopper_gradient_kernel(
             write = warpgroup_mma(g_s.permute((1, 0)), k_s.index(i), write, is_async=True)
             b_q = q_s.index(i).load(mma_k).to(gl.float32)
             b_dq, b_read = warpgroup_mma_wait(num_outstanding=2, deps=[dq, read])
-            b_dc += gl.sum(b_q * b_dq, 1) + gl.sum(b_k * b_read, 1)
+            b_dc += gl.sum(b_q * b_dq + b_k * b_read, 1)
             b_write = warpgroup_mma_wait(num_outstanding=0, deps=[write])
             b_dbeta += gl.sum(b_k * b_write, 1)
             q_s.index(i).store(b_dq.to(dtype))
-            k_s.index(i).store((b_read + b_write * gl.expand_dims(beta_k, 1)).to(dtype))
+            k_s.index(i).store((b_read + b_write).to(dtype))
             fence_async_shared()
             tma.async_copy_shared_to_global(dq_TK, [row, i * BK], q_s.index(i))
             tma.async_copy_shared_to_global(dk_TK, [row, i * BK], k_s.index(i))
 
-        b_dc -= beta_k * b_dbeta
-        end = gl.sum(b_ends * beta_k, 0) + gl.exp2(high_end) * gl.sum(b_inner, 0)
+        b_dc -= b_dbeta
+        end = gl.sum(b_ends, 0) + gl.exp2(high_end) * gl.sum(b_inner, 0)
         b_dc_c = gl.expand_dims(gl.convert_layout(b_dc, cols), 0)
         b_dlog_decay = gl.sum(gl.where(i_column >= i_row, b_dc_c, 0.0), 1) + end
         mask_t = row + o_r < T
         o_gate = value + (row + o_r).to(gl.int64) * H
         gl.store(p_dlog_decay + o_gate, b_dlog_decay, mask=mask_t)
-        gl.store(p_dbeta + o_gate, gl.convert_layout(b_dbeta, rows), mask=mask_t)
+        gl.store(p_dbeta + o_gate, gl.convert_layout(b_dbeta / beta_k, rows), mask=mask_t)
         tma.store_wait(0)
         fetch_columns(q_TK, k_TK, row + C, qk_bar, q_s, k_s, more, C * BK, BK)
 

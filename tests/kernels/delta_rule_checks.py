@@ -45,6 +45,19 @@ def needs_gpu() -> None:
         pytest.skip("needs a CUDA device")
 
 
+def without_gluon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the plain kernels do what those for Hopper would."""
+    from ham.kernels.gated_delta_rule import triton_backward, triton_tiles
+
+    for module in (triton_tiles, triton_backward):
+        monkeypatch.setattr(module, "use_gluon", lambda *args: False)
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gluon(monkeypatch)
+
+
 def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
     inputs = case.inputs(dtype, DEVICE, seed)
     return {name: value for name, value in inputs.items() if torch.is_tensor(value)}

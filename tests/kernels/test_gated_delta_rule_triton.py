@@ -21,6 +21,7 @@ from delta_rule_checks import (
     make_inputs,
     needs_gpu,
     outputs_and_gradients,
+    plain_kernels,
     relative_errors,
     worst,
 )
@@ -30,7 +31,7 @@ from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scor
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase as Case
 from ham.routing import head_scores
 
-__all__ = ["interpreter", "needs_gpu"]
+__all__ = ["interpreter", "needs_gpu", "plain_kernels"]
 
 CASES = [
     Case(1, 1, 2, 16, 24, initial_state=True),
@@ -47,13 +48,10 @@ GPU_CASES = [
     Case(1, 1000, 2, 64, 64),
     Case(1, 1000, 2, 64, 32, gates="extreme"),
     Case(3, 200, 5, 128, 128, initial_state=True, gates="extreme"),
-    Case(1, 1000, 1, 128, 128, initial_state=True),
     Case(1, 500, 2, 128, 64),
-    Case(1, 500, 2, 32, 32),
-    Case(2, 200, 2, 16, 64, initial_state=True),
     Case(2, 200, 2, 24, 16, gates="extreme"),
 ]
-SIZES = [(key, value) for key in (32, 64, 128) for value in (32, 64, 128)]
+SIZES = [(128, 128), (64, 64), (128, 64), (32, 32)]
 gpu = pytest.mark.gpu
 
 
@@ -196,7 +194,7 @@ def test_gpu_matches_float64(needs_gpu: None, case: Case, dtype: torch.dtype) ->
 
 @gpu
 @pytest.mark.parametrize("score", ["cosine", "l2", "committed"])
-def test_gpu_scores_in_bfloat16(needs_gpu: None, score: str) -> None:
+def test_gpu_scores_in_bfloat16(needs_gpu: None, plain_kernels: None, score: str) -> None:
     """Mean error at most 0.005; at most 1 % of decisions change at a quarter routed."""
     inputs = make_inputs(Case(2, 1000, 4, 128, 128), torch.bfloat16)
     wide = {name: value.double() for name, value in inputs.items()}
@@ -213,7 +211,11 @@ def test_gpu_scores_in_bfloat16(needs_gpu: None, score: str) -> None:
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_gpu_every_tile_configuration(
-    needs_gpu: None, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], dtype: torch.dtype
+    needs_gpu: None,
+    plain_kernels: None,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
 ) -> None:
     from ham.kernels.gated_delta_rule import triton_sequences, triton_tiles
 
@@ -233,13 +235,13 @@ def test_gpu_every_tile_configuration(
 
 @gpu
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
-@pytest.mark.parametrize("sizes", [(16, 24), (32, 64), (64, 64), (128, 128)], ids=str)
+@pytest.mark.parametrize("sizes", [(32, 64), (128, 128)], ids=str)
 def test_gpu_same_inputs_give_same_bits(
-    needs_gpu: None, sizes: tuple[int, int], dtype: torch.dtype
+    needs_gpu: None, plain_kernels: None, sizes: tuple[int, int], dtype: torch.dtype
 ) -> None:
     """A difference between runs would be a race."""
     inputs = make_inputs(Case(4, 1000, 16, *sizes, initial_state=True), dtype)
     first = outputs_and_gradients(inputs, "triton", dtype)
-    for _ in range(10):
+    for _ in range(4):
         again = outputs_and_gradients(inputs, "triton", dtype)
         assert all(torch.equal(first[name], again[name]) for name in first)
