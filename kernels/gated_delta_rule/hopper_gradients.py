@@ -27,6 +27,7 @@ from ham.kernels.gated_delta_rule.hopper_walk import decay_where, fetch, fetch_p
 from ham.kernels.gated_delta_rule.triton_gradients import Gradients, over_groups
 from ham.kernels.gated_delta_rule.triton_sequences import Sequences
 from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, allow_descriptors
+from ham.kernels.triton_launch import launch
 
 COLUMNS = 32
 CHUNKS_PER_PROGRAM = 8
@@ -246,7 +247,9 @@ def hopper_gradients(
     dbeta_BTH = torch.empty_like(dlog_decay_BTH)
     allow_descriptors()
     grid = (triton.cdiv(sequences.chunks, CHUNKS_PER_PROGRAM), batch * heads)
-    hopper_gradient_kernel[grid](
+    launch(
+        hopper_gradient_kernel,
+        grid,
         q_BTGK,
         k_BTGK,
         do_BTHV,

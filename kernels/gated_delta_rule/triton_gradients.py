@@ -30,6 +30,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     precision,
     use_descriptors,
 )
+from ham.kernels.triton_launch import launch
 
 
 class Gradients(NamedTuple):
@@ -452,10 +453,12 @@ def gradients(
         "num_warps": tile.warps,
     }
     if tile.chunks == 0:
-        gradient_kernel[(blocks, chunks, rows)](*arguments, BV=tile.block_v, **sizes)
+        launch(gradient_kernel, (blocks, chunks, rows), *arguments, BV=tile.block_v, **sizes)
     else:
         allow_descriptors()
-        resident_gradient_kernel[(blocks, triton.cdiv(chunks, tile.chunks), rows)](
+        launch(
+            resident_gradient_kernel,
+            (blocks, triton.cdiv(chunks, tile.chunks), rows),
             *arguments,
             tile.chunks,
             BV=padded(value_size),

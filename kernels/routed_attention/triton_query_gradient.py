@@ -30,6 +30,7 @@ from ham.kernels.routed_attention.triton_tiles import (
     token_rows,
     use_descriptors,
 )
+from ham.kernels.triton_launch import launch
 
 
 class QueryGradient(NamedTuple):
@@ -193,7 +194,9 @@ def query_gradient(
             blocks, batch, heads, key_size, dtype=torch.float32, device=q_BTHK.device
         )
     descriptors = use_descriptors(q_BTHK, do_BTHV)
-    query_gradient_kernel[(batch * heads, blocks)](
+    launch(
+        query_gradient_kernel,
+        (batch * heads, blocks),
         token_rows(q_BTHK, tile.queries, descriptors),
         token_rows(do_BTHV, tile.queries, descriptors),
         packed_blocks(k_BGNK, tile.keys, descriptors),

@@ -18,6 +18,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import decay_parts, padded, preci
 from ham.kernels.ssd.triton_group_gradients import group_gradient_kernel
 from ham.kernels.ssd.triton_head_gradients import gradient_kernel
 from ham.kernels.ssd.triton_tiles import Tile, count_head_blocks
+from ham.kernels.triton_launch import launch
 from ham.kernels.triton_target import target_of
 
 
@@ -60,7 +61,9 @@ def step_gradients(
     chunks, chunk, heads = gates_XM3C.shape[1], gates_XM3C.shape[3], a_H.shape[0]
     ddt_BTH = torch.empty(batch, time, heads, dtype=torch.float32, device=a_H.device)
     block = min(16, triton.next_power_of_2(heads))
-    step_kernel[(chunks, batch, triton.cdiv(heads, block))](
+    launch(
+        step_kernel,
+        (chunks, batch, triton.cdiv(heads, block)),
         flow_XM3C,
         gates_XM3C,
         a_H,
@@ -152,9 +155,13 @@ def gradients(
     }
     if own:
         sides = 2 if tile.split else 1
-        gradient_kernel[(heads * sides, chunks, batch)](*arguments, SPLIT=tile.split, **options)
+        launch(
+            gradient_kernel, (heads * sides, chunks, batch), *arguments, SPLIT=tile.split, **options
+        )
     else:
-        group_gradient_kernel[(groups * (per_block + 2), chunks, batch * blocks)](
+        launch(
+            group_gradient_kernel,
+            (groups * (per_block + 2), chunks, batch * blocks),
             *arguments,
             groups,
             heads // groups,

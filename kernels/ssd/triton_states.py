@@ -24,6 +24,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     precision,
 )
 from ham.kernels.ssd.triton_tiles import Tile
+from ham.kernels.triton_launch import launch
 from ham.kernels.triton_target import target_of
 
 ROW_BYTES = 16
@@ -264,8 +265,18 @@ def chunk_gates(dt_BTH: Tensor, a_H: Tensor, chunk: int) -> Tensor:
         batch * heads, chunks, 3, chunk, dtype=torch.float32, device=dt_BTH.device
     )
     block = min(16, triton.next_power_of_2(heads))
-    gates_kernel[(chunks, batch, triton.cdiv(heads, block))](
-        dt_BTH, a_H, gates_XM3C, time, chunks, heads, C=chunk, BH=block, num_warps=4
+    launch(
+        gates_kernel,
+        (chunks, batch, triton.cdiv(heads, block)),
+        dt_BTH,
+        a_H,
+        gates_XM3C,
+        time,
+        chunks,
+        heads,
+        C=chunk,
+        BH=block,
+        num_warps=4,
     )
     return gates_XM3C
 
@@ -305,7 +316,9 @@ def accumulate(
     descriptors = use_descriptors(tile, left_BTGS, right_BTHP)
     if descriptors:
         allow_descriptors()
-    accumulate_kernel[(triton.cdiv(head_size, tile.block_p), segments, batch * heads)](
+    launch(
+        accumulate_kernel,
+        (triton.cdiv(head_size, tile.block_p), segments, batch * heads),
         left_BTGS,
         right_BTHP,
         gates_XM3C,
