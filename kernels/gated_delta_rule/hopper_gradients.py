@@ -11,7 +11,6 @@ that the loads of the next one start while this one is finished. Letters as in `
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -246,7 +245,7 @@ def hopper_gradients(
     dlog_decay_BTH = torch.empty(batch, time, heads, **wide)
     dbeta_BTH = torch.empty_like(dlog_decay_BTH)
     allow_descriptors()
-    grid = (triton.cdiv(sequences.chunks, CHUNKS_PER_PROGRAM), batch * heads)
+    grid = (-(-sequences.chunks // CHUNKS_PER_PROGRAM), batch * heads)
     launch(
         hopper_gradient_kernel,
         grid,

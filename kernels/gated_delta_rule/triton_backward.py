@@ -254,7 +254,7 @@ def walk_back(
     def walk(count: int, passing_XM: Tensor | None, after: Tensor | None, before: Tensor | None):
         launch(
             reverse_walk_kernel,
-            (triton.cdiv(value_size, tile.block_v), count, rows),
+            (-(-value_size // tile.block_v), count, rows),
             q_BTGK,
             k_BTGK,
             do_BTHV,

@@ -271,7 +271,7 @@ def walk(
     """
     batch, time, heads, value_size = v_BTHV.shape
     key_heads, key_size = q_BTGK.shape[2:]
-    blocks = triton.cdiv(value_size, tile.block_v)
+    blocks = -(-value_size // tile.block_v)
     wide = {"dtype": torch.float32, "device": v_BTHV.device}
     state_shape = (batch * heads, sequences.chunks, key_size, value_size)
     walked = Walked(

@@ -413,7 +413,7 @@ def gradients(
     heads, value_size = do_BTHV.shape[2:]
     key_heads, key_size = q_BTGK.shape[2:]
     rows, chunks = sequences.rows * heads, sequences.chunks
-    blocks = triton.cdiv(key_size, tile.block_k)
+    blocks = -(-key_size // tile.block_k)
     made = {"dtype": q_BTGK.dtype, "device": q_BTGK.device}
     dq_BTHK = torch.empty(*do_BTHV.shape[:3], key_size, **made)
     dk_BTHK = torch.empty_like(dq_BTHK)
@@ -458,7 +458,7 @@ def gradients(
         allow_descriptors()
         launch(
             resident_gradient_kernel,
-            (blocks, triton.cdiv(chunks, tile.chunks), rows),
+            (blocks, -(-chunks // tile.chunks), rows),
             *arguments,
             tile.chunks,
             BV=padded(value_size),

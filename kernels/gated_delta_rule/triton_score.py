@@ -88,7 +88,7 @@ def score_heads(
     block = 64
     launch(
         score_kernel,
-        (triton.cdiv(batch * time, block),),
+        (-(-(batch * time) // block),),
         sums_N3HR,
         beta_BTH,
         score_BTH,
@@ -98,7 +98,7 @@ def score_heads(
         SCORE=score,
         REDUCTION=reduction,
         N=sums_N3HR.shape[0],
-        BH=triton.next_power_of_2(heads),
+        BH=(1 << (heads - 1).bit_length()),
         BR=block,
         P_FLOOR=PREDICTION_FLOOR,
         V_FLOOR=VALUE_FLOOR,

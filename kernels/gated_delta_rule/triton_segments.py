@@ -216,7 +216,7 @@ def carry_states(
     block_v = min(padded(value_size), 32)
     launch(
         carry_kernel,
-        (triton.cdiv(value_size, block_v), rows),
+        (-(-value_size // block_v), rows),
         states_XSKV,
         transitions_XSKK,
         gates.passing_XM,
@@ -258,9 +258,9 @@ def start_segments(
     wide = {"dtype": torch.float32, "device": v_BTHV.device}
     states_XSKV = torch.empty(rows, segments, key_size, value_size, **wide)
     transitions_XSKK = torch.empty(rows, max(segments - 2, 0), key_size, key_size, **wide)
-    blocks = triton.cdiv(value_size, tile.block_v)
+    blocks = -(-value_size // tile.block_v)
     if segments > 2:
-        blocks += triton.cdiv(key_size, tile.block_v)
+        blocks += -(-key_size // tile.block_v)
     launch(
         segment_kernel,
         (blocks, segments - 1, rows),

@@ -170,6 +170,7 @@ def tiles(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> tu
     return tuple(dict.fromkeys(fit(tile, value_size) for tile in listed))
 
 
+@functools.cache
 def choose_tile(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> Any:
     """The tile of `kernel`; neither batch nor length play a part, so neither recompiles."""
     legal = tiles(kernel, dtype, key_size, value_size)

@@ -230,7 +230,7 @@ def attend(
     descriptors = use_descriptors(q_BTHK, k_BTGK, v_BTGV)
     launch(
         forward_kernel,
-        (batch * heads, triton.cdiv(time, tile.queries)),
+        (batch * heads, -(-time // tile.queries)),
         token_rows(q_BTHK, tile.queries, descriptors),
         packed_blocks(k_BGNK, tile.keys, descriptors),
         packed_blocks(v_BGNV, tile.keys, descriptors),

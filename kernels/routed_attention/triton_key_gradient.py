@@ -289,7 +289,7 @@ def key_gradient(
     if window:
         launch(
             window_gradient_kernel,
-            (batch * groups, triton.cdiv(time, tile.keys)),
+            (batch * groups, -(-time // tile.keys)),
             *streamed,
             *(token_rows(x, tile.keys, descriptors) for x in (k_BTGK, v_BTGV)),
             *numbers,

@@ -120,7 +120,7 @@ def scan(routed_BT: Tensor) -> Index:
     )
     launch(
         scan_kernel,
-        (triton.cdiv(rows, SCAN_TOKENS), batch),
+        (-(-rows // SCAN_TOKENS), batch),
         routed_BT.view(torch.uint8),
         *index,
         time,

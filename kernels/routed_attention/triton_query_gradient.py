@@ -185,7 +185,7 @@ def query_gradient(
     """Launch `query_gradient_kernel`; all tensors contiguous, `k` and `v` only with a window."""
     batch, time, heads, key_size = q_BTHK.shape
     groups, rows, value_size = v_BGNV.shape[1:]
-    blocks = triton.cdiv(time, tile.queries)
+    blocks = -(-time // tile.queries)
     dq_BTHK = torch.empty_like(q_BTHK)
     delta_BHN = torch.empty_like(lse_BHN)
     parts_MBHK = None

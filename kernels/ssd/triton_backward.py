@@ -60,10 +60,10 @@ def step_gradients(
     is the gradient of a."""
     chunks, chunk, heads = gates_XM3C.shape[1], gates_XM3C.shape[3], a_H.shape[0]
     ddt_BTH = torch.empty(batch, time, heads, dtype=torch.float32, device=a_H.device)
-    block = min(16, triton.next_power_of_2(heads))
+    block = min(16, (1 << (heads - 1).bit_length()))
     launch(
         step_kernel,
-        (chunks, batch, triton.cdiv(heads, block)),
+        (chunks, batch, -(-heads // block)),
         flow_XM3C,
         gates_XM3C,
         a_H,
@@ -115,7 +115,7 @@ def gradients(
         # The two programs for b and c decide how long the launch takes.
         programs = 2 * batch * chunks * groups
         blocks = count_head_blocks(heads // groups, programs, target_of(device).multiprocessors)
-    per_block = triton.cdiv(heads // groups, blocks)
+    per_block = -(-(heads // groups) // blocks)
     partial = (blocks, *b_BTGS.shape)
     dtype = b_BTGS.dtype if blocks == 1 else torch.float32
     db_NBTGS = torch.empty(partial, dtype=dtype, device=device)

@@ -211,7 +211,7 @@ def walk(
         allow_descriptors()
     launch(
         walk_kernel,
-        (triton.cdiv(head_size, tile.block_p), segments, batch * heads),
+        (-(-head_size // tile.block_p), segments, batch * heads),
         x_BTHP,
         b_BTGS,
         c_BTGS,
@@ -231,7 +231,7 @@ def walk(
         heads,
         heads // groups,
         segments,
-        triton.cdiv(chunks, segments),
+        -(-chunks // segments),
         S=state_size,
         P=head_size,
         BS=padded(state_size),

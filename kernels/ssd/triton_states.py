@@ -260,14 +260,14 @@ def chunk_gates(dt_BTH: Tensor, a_H: Tensor, chunk: int) -> Tensor:
     """Launch `gates_kernel`; returns `gates_XM3C`, float32: cumulative decay, high and low part,
     and dt, zero beyond the end of the sequence."""
     batch, time, heads = dt_BTH.shape
-    chunks = triton.cdiv(time, chunk)
+    chunks = -(-time // chunk)
     gates_XM3C = torch.empty(
         batch * heads, chunks, 3, chunk, dtype=torch.float32, device=dt_BTH.device
     )
-    block = min(16, triton.next_power_of_2(heads))
+    block = min(16, (1 << (heads - 1).bit_length()))
     launch(
         gates_kernel,
-        (chunks, batch, triton.cdiv(heads, block)),
+        (chunks, batch, -(-heads // block)),
         dt_BTH,
         a_H,
         gates_XM3C,
@@ -318,7 +318,7 @@ def accumulate(
         allow_descriptors()
     launch(
         accumulate_kernel,
-        (triton.cdiv(head_size, tile.block_p), segments, batch * heads),
+        (-(-head_size // tile.block_p), segments, batch * heads),
         left_BTGS,
         right_BTHP,
         gates_XM3C,
@@ -336,7 +336,7 @@ def accumulate(
         heads,
         heads // groups,
         segments,
-        triton.cdiv(chunks, segments),
+        -(-chunks // segments),
         S=state_size,
         P=head_size,
         BS=padded(state_size),
