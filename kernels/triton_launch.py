@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import triton
 from torch import Tensor
+from torch.nn import Parameter
 from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -62,17 +63,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     key: list[Any] = [id(kernel), device]
     handed: list[Any] = []
     for argument in arguments:
-        if isinstance(argument, Tensor):
+        kind = type(argument)
+        if kind is Tensor or kind is Parameter:
             pointer = argument.data_ptr()
             key += (argument.dtype, argument.is_cuda, pointer % ALIGNMENT == 0)
             handed.append(pointer)
             continue
         handed.append(argument)
-        kind = type(argument)
-        if kind is int and 0 <= argument <= LARGEST_INT:
-            key.append(1 if argument == 1 else (argument % ALIGNMENT == 0) * ALIGNMENT)
-        elif argument is None or kind is float:
+        if argument is None or kind is float:
             key.append(kind)
+        elif kind is int and 0 <= argument <= LARGEST_INT:
+            key.append(1 if argument == 1 else (argument % ALIGNMENT == 0) * ALIGNMENT)
         elif kind is TensorDescriptor:
             base = argument.base
             key += (base.dtype, base.is_cuda, argument.padding, *argument.block_shape)
@@ -81,10 +82,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
             return
     key += options
     key += options.values()
-    made = _ready.get(tuple(key))
+    found = tuple(key)
+    made = _ready.get(found)
     if made is None:
         compiled = kernel[grid](*arguments, **options)
-        _remember(tuple(key), kernel, compiled, len(arguments), options)
+        _remember(found, kernel, compiled, len(arguments), options)
         return
     compiled = made.compiled
     compiled.run(

@@ -19,7 +19,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_HEAD = 128
 
 
-def check_limits(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float) -> None:
+def check_limits(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float | None) -> None:
     """Raise `ConfigError` for what the kernels cannot do; shapes fit together already."""
     dtypes = {tensor.dtype for tensor in (q_BTHK, k_BTGK, v_BTGV)}
     legal = DTYPES[1:] if interpreting() else DTYPES
@@ -34,7 +34,7 @@ def check_limits(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float) -
             f"provider 'triton' takes head sizes up to {LARGEST_HEAD}, "
             f"not K = {key_size}, V = {value_size}"
         )
-    if scale <= 0:
+    if scale is not None and scale <= 0:
         raise ConfigError(f"provider 'triton' takes a positive scale, not {scale}")
 
 
