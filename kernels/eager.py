@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -27,6 +26,11 @@ def traced(*tensors: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return not all(each is None or type(each) in PLAIN for each in tensors)
+
+
+def traced_backward(*tensors: Tensor | None) -> bool:
+    """`traced` for a backward; with `create_graph` the operator says that it has no second one."""
+    return torch.is_grad_enabled() or traced(*tensors)
 
 
 def direct(
@@ -52,7 +56,6 @@ def direct(
             return tuple(made[:public])
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return differentiate(ctx, *grads)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ham.kernels.eager import direct, traced
+from ham.kernels.eager import direct, traced, traced_backward
 
 
 class Forward(NamedTuple):
@@ -364,7 +364,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) 
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    function = backward_op if traced(*grads, *ctx.saved_tensors) else backward
+    function = backward_op if traced_backward(*grads, *ctx.saved_tensors) else backward
     dq, dk, dv, dlog_decay, dbeta, dinitial = function(
         *grads[:3], *ctx.saved_tensors, ctx.scale, ctx.initial
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ham.errors import ConfigError
-from ham.kernels.eager import direct, traced
+from ham.kernels.eager import direct, traced, traced_backward
 from ham.kernels.triton_target import interpreting
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -223,7 +223,7 @@ def _differentiate(ctx: Any, do: Tensor | None, *_: Any) -> tuple[Tensor | None,
     if do is None:
         return (None,) * 8
     with_score = ctx.score_dtype is not None and ctx.needs_input_grad[5]
-    function = backward_op if traced(do, *ctx.saved_tensors) else backward
+    function = backward_op if traced_backward(do, *ctx.saved_tensors) else backward
     dq, dk, dv, dsink, dscore = function(do, *ctx.saved_tensors, ctx.window, ctx.scale, with_score)
     return (
         dq,

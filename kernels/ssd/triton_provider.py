@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ham.errors import ConfigError
-from ham.kernels.eager import direct, traced
+from ham.kernels.eager import direct, traced, traced_backward
 from ham.kernels.ssd.arguments import SsdOutput
 from ham.kernels.triton_target import interpreting, target_of
 
@@ -244,7 +244,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     x_BTHP = ctx.saved_tensors[0]
     dy_BTHP = torch.zeros_like(x_BTHP) if grads[0] is None else grads[0]
-    function = ssd_backward if traced(*grads, *ctx.saved_tensors) else backward
+    function = ssd_backward if traced_backward(*grads, *ctx.saved_tensors) else backward
     *made, dinitial_BHPS = function(dy_BTHP, grads[1], *ctx.saved_tensors, ctx.initial)
     return (*made, dinitial_BHPS if ctx.initial else None, None)
 

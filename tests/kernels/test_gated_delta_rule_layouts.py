@@ -240,6 +240,15 @@ def test_operator_declares_its_outputs(score: str | None) -> None:
     )
 
 
+def test_second_derivatives_are_refused() -> None:
+    inputs = make_inputs(SHORT, torch.float32)
+    q_BTHK = inputs["q_BTHK"].requires_grad_()
+    o_BTHV = gated_delta_rule(**inputs, provider="triton").o_BTHV
+    (dq_BTHK,) = torch.autograd.grad(o_BTHV.sum(), q_BTHK, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        dq_BTHK.sum().backward()
+
+
 @gpu
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @pytest.mark.parametrize("case", GPU_CASES, ids=lambda case: case.name)
