@@ -99,13 +99,13 @@ def limits_of(check: Callable[..., None], *names: str) -> Limits:
     """Limits from a function that raises `ConfigError` for what its provider cannot do.
 
     Args:
-        check: Takes the arguments called `names`, in this order.
+        check: Takes the arguments called `names`, in this order, None for one left to its default.
         names: Parameters of the operation.
     """
 
     def limits(arguments: Mapping[str, Any]) -> str | None:
         try:
-            check(*(arguments[name] for name in names))
+            check(*(arguments.get(name) for name in names))
         except ConfigError as error:
             return str(error)
         return None

@@ -6,10 +6,12 @@ One place, so that the static gate (`ham kernels gate`) can stand in for a GPU t
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +34,22 @@ A100 = Target((8, 0), 108)
 _stand_in: Target | None = None
 
 
+def asked_once(question: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the answers to a question about the machine, which do not change while it runs.
+
+    The mark tells `torch.compile` to ask, not to trace what it could not trace. It is what
+    `torch.compiler.assume_constant_result` sets, which would import all of torch._dynamo. Dynamo
+    looks through `functools.cache`, hence the plain function around it.
+    """
+    cached = functools.cache(question)
+
+    def answer(*arguments: Any) -> Any:
+        return cached(*arguments)
+
+    answer._dynamo_marked_constant = True
+    return answer
+
+
 def interpreting() -> bool:
     """Whether Triton runs kernels on the CPU, as asked for by `TRITON_INTERPRET=1`."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -39,12 +57,9 @@ def interpreting() -> bool:
 
 def triton_available(device: torch.device) -> bool:
     """An NVIDIA GPU from Ampere on, or a CPU in Triton's interpreter."""
-    if importlib.util.find_spec("triton") is None:
-        return False
     if device.type == "cuda":
-        modern = torch.cuda.is_available() and torch.version.cuda is not None
-        return modern and torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and interpreting()
+        return _modern_gpu(device.index)
+    return device.type == "cpu" and interpreting() and _triton_installed()
 
 
 def target_of(device: torch.device) -> Target:
@@ -53,8 +68,25 @@ def target_of(device: torch.device) -> Target:
         return _stand_in
     if device.type != "cuda":
         return H100
-    properties = torch.cuda.get_device_properties(device)
+    return _properties(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@asked_once
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@asked_once
+def _properties(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
     return Target((properties.major, properties.minor), properties.multi_processor_count)
+
+
+@asked_once
+def _modern_gpu(index: int | None) -> bool:
+    if not (_triton_installed() and torch.cuda.is_available() and torch.version.cuda is not None):
+        return False
+    return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 @contextlib.contextmanager

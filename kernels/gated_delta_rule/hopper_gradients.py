@@ -14,7 +14,6 @@ Letters as in `triton_forward.py`.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -30,6 +29,7 @@ from ham.kernels.gated_delta_rule.hopper_walk import decay_where, fetch, fetch_p
 from ham.kernels.gated_delta_rule.triton_gradients import Gradients, over_groups
 from ham.kernels.gated_delta_rule.triton_sequences import Sequences
 from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, allow_descriptors
+from ham.kernels.triton_launch import launch
 
 COLUMNS = 32
 CHUNKS_PER_PROGRAM = 8
@@ -256,8 +256,10 @@ def hopper_gradients(
     dlog_decay_BTH = torch.empty(batch, time, heads, **wide)
     dbeta_BTH = torch.empty_like(dlog_decay_BTH)
     allow_descriptors()
-    grid = (triton.cdiv(sequences.chunks, CHUNKS_PER_PROGRAM), batch * heads)
-    hopper_gradient_kernel[grid](
+    grid = (-(-sequences.chunks // CHUNKS_PER_PROGRAM), batch * heads)
+    launch(
+        hopper_gradient_kernel,
+        grid,
         q_BTGK,
         k_BTGK,
         do_BTHV,

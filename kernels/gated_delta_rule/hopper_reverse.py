@@ -26,6 +26,7 @@ from ham.kernels.gated_delta_rule.hopper_walk import (
 )
 from ham.kernels.gated_delta_rule.triton_sequences import Sequences
 from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, allow_descriptors
+from ham.kernels.triton_launch import launch
 
 
 @gluon.jit(do_not_specialize=["T", "M", "H", "G"])
@@ -223,7 +224,9 @@ def hopper_walk_back(
     heads, value_size = do_BTHV.shape[2:]
     key_heads, key_size = q_BTGK.shape[2:]
     allow_descriptors()
-    hopper_reverse_kernel[(value_size // COLUMNS, segments, sequences.count * heads)](
+    launch(
+        hopper_reverse_kernel,
+        (value_size // COLUMNS, segments, sequences.count * heads),
         q_BTGK,
         k_BTGK,
         do_BTHV,

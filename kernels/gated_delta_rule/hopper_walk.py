@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ham.kernels.gated_delta_rule.triton_forward import Walked
 from ham.kernels.gated_delta_rule.triton_sequences import Sequences
 from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, allow_descriptors
+from ham.kernels.triton_launch import launch
 
 COLUMNS = 64
 BYTES: gl.constexpr = gl.constexpr(2)
@@ -304,7 +305,9 @@ def hopper_walk(
         torch.empty(state_shape, dtype=v_BTHV.dtype, device=v_BTHV.device) if save else None,
     )
     allow_descriptors()
-    hopper_walk_kernel[(blocks, segments, sequences.count * heads)](
+    launch(
+        hopper_walk_kernel,
+        (blocks, segments, sequences.count * heads),
         q_BTGK,
         k_BTGK,
         v_BTHV,

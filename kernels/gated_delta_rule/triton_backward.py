@@ -40,6 +40,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     use_descriptors,
     use_gluon,
 )
+from ham.kernels.triton_launch import launch
 
 
 class WalkedBack(NamedTuple):
@@ -250,8 +251,10 @@ def walk_back(
     if initial:
         dinitial_NHKV = torch.empty(sequences.count, heads, key_size, value_size, **wide)
 
-    def launch(count: int, passing_XM: Tensor | None, after: Tensor | None, before: Tensor | None):
-        reverse_walk_kernel[(triton.cdiv(value_size, tile.block_v), count, rows)](
+    def walk(count: int, passing_XM: Tensor | None, after: Tensor | None, before: Tensor | None):
+        launch(
+            reverse_walk_kernel,
+            (-(-value_size // tile.block_v), count, rows),
             q_BTGK,
             k_BTGK,
             do_BTHV,
@@ -287,7 +290,7 @@ def walk_back(
     allow_descriptors()
     if segments > 1:
         after_XSKV = torch.empty(rows, segments, key_size, value_size, **wide)
-        launch(segments - 1, gates.passing_XM, dfinal_NHKV, after_XSKV)
+        walk(segments - 1, gates.passing_XM, dfinal_NHKV, after_XSKV)
         carry_states(after_XSKV, transitions_XSKK, gates, sequences, reverse=True)
         dfinal_NHKV = after_XSKV
     if dprediction_BTHV is None and use_gluon(do_BTHV, key_size, value_size):
@@ -296,5 +299,5 @@ def walk_back(
         inputs = (q_BTGK, k_BTGK, do_BTHV, gates, sequences, dfinal_NHKV, scale, segments)
         hopper_walk_back(*inputs, w_BTHV, dstates_XMKV, dinitial_NHKV)
     else:
-        launch(segments, None, dfinal_NHKV, dinitial_NHKV)
+        walk(segments, None, dfinal_NHKV, dinitial_NHKV)
     return WalkedBack(w_BTHV, dv_BTHV, dstates_XMKV, dinitial_NHKV)

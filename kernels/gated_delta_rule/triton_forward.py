@@ -28,6 +28,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     register_bound,
     use_descriptors,
 )
+from ham.kernels.triton_launch import launch
 
 
 class Walked(NamedTuple):
@@ -270,7 +271,7 @@ def walk(
     """
     batch, time, heads, value_size = v_BTHV.shape
     key_heads, key_size = q_BTGK.shape[2:]
-    blocks = triton.cdiv(value_size, tile.block_v)
+    blocks = -(-value_size // tile.block_v)
     wide = {"dtype": torch.float32, "device": v_BTHV.device}
     state_shape = (batch * heads, sequences.chunks, key_size, value_size)
     walked = Walked(
@@ -282,7 +283,9 @@ def walk(
         torch.empty(state_shape, dtype=v_BTHV.dtype, device=v_BTHV.device) if save else None,
     )
     allow_descriptors()
-    walk_kernel[(blocks, segments, sequences.count * heads)](
+    launch(
+        walk_kernel,
+        (blocks, segments, sequences.count * heads),
         q_BTGK,
         k_BTGK,
         v_BTHV,

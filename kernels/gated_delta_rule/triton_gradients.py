@@ -30,6 +30,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     precision,
     use_descriptors,
 )
+from ham.kernels.triton_launch import launch
 
 
 class Gradients(NamedTuple):
@@ -412,7 +413,7 @@ def gradients(
     heads, value_size = do_BTHV.shape[2:]
     key_heads, key_size = q_BTGK.shape[2:]
     rows, chunks = sequences.rows * heads, sequences.chunks
-    blocks = triton.cdiv(key_size, tile.block_k)
+    blocks = -(-key_size // tile.block_k)
     made = {"dtype": q_BTGK.dtype, "device": q_BTGK.device}
     dq_BTHK = torch.empty(*do_BTHV.shape[:3], key_size, **made)
     dk_BTHK = torch.empty_like(dq_BTHK)
@@ -452,10 +453,12 @@ def gradients(
         "num_warps": tile.warps,
     }
     if tile.chunks == 0:
-        gradient_kernel[(blocks, chunks, rows)](*arguments, BV=tile.block_v, **sizes)
+        launch(gradient_kernel, (blocks, chunks, rows), *arguments, BV=tile.block_v, **sizes)
     else:
         allow_descriptors()
-        resident_gradient_kernel[(blocks, triton.cdiv(chunks, tile.chunks), rows)](
+        launch(
+            resident_gradient_kernel,
+            (blocks, -(-chunks // tile.chunks), rows),
             *arguments,
             tile.chunks,
             BV=padded(value_size),

@@ -21,6 +21,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     dependent_launch,
     padded,
 )
+from ham.kernels.triton_launch import launch
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -262,7 +263,9 @@ def invert_chunks(
     square = (rows, chunks, CHUNK, CHUNK)
     inverse_XMCC = torch.empty(square, dtype=k_BTGK.dtype, device=k_BTGK.device)
     passing_XM = torch.empty(rows, chunks if passing else 0, **float32)
-    inverse_kernel[(chunks, rows)](
+    launch(
+        inverse_kernel,
+        (chunks, rows),
         k_BTGK,
         log_decay_BTH,
         beta_BTH,

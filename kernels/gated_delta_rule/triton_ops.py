@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ham.kernels.eager import direct, traced, traced_backward
+
 
 class Forward(NamedTuple):
     """Outputs of `ham::gated_delta_rule`; those from `residual_BTHV` on are for the backward.
@@ -43,6 +45,8 @@ class Forward(NamedTuple):
     transitions_XSKK: Tensor
 
 
+PUBLIC = Forward._fields.index("residual_BTHV")
+TENSORS = 7
 FORWARD = (
     "(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor beta, Tensor? initial_state, "
     "Tensor? cu_seqlens, float scale, str score, str reduction, bool prediction, bool save) -> ("
@@ -57,8 +61,7 @@ BACKWARD = (
 )
 
 
-@torch.library.custom_op("ham::gated_delta_rule", mutates_args=(), schema=FORWARD)
-def forward_op(
+def forward(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
@@ -71,8 +74,11 @@ def forward_op(
     reduction: str,
     prediction: bool,
     save: bool,
-) -> tuple[Tensor, ...]:
-    """Launches 1 to 3, and those of segments where sequences are few and long."""
+) -> Forward:
+    """Launches 1 to 3, and those of segments where sequences are few and long.
+
+    Outputs that were not asked for are None. Takes what `ham::gated_delta_rule` takes.
+    """
     from ham.kernels.gated_delta_rule import triton_segments, triton_sequences, triton_tiles
     from ham.kernels.gated_delta_rule.triton_forward import walk
     from ham.kernels.gated_delta_rule.triton_inverse import invert_chunks
@@ -96,8 +102,7 @@ def forward_op(
         tile_of("inverse"),
         passing=segments > 1,
     )
-    starts_XSKV = initial_NHKV
-    transitions_XSKK = gates.passing_XM.new_empty(sequences.count * heads, 0, key_size, key_size)
+    starts_XSKV, transitions_XSKK = initial_NHKV, None
     if segments > 1:
         starts_XSKV, transitions_XSKK = triton_segments.start_segments(
             k_BTGK, v_BTHV, gates, sequences, initial_NHKV, segments, tile_of("segment")
@@ -113,9 +118,55 @@ def forward_op(
     scores = (None, None)
     if score:
         scores = score_heads(score, reduction, walked.sums_N3HR, beta_BTH)
-    saved = (walked.residual_BTHV, walked.states_XMKV, *gates, transitions_XSKK)
-    made = (walked.o_BTHV, walked.final_state_NHKV, walked.prediction_BTHV, *scores)
-    made += saved if save else (None,) * len(saved)
+    if not save:
+        walked = walked._replace(residual_BTHV=None, states_XMKV=None)
+        gates = (None,) * len(gates)
+    return Forward(
+        walked.o_BTHV,
+        walked.final_state_NHKV,
+        walked.prediction_BTHV,
+        *scores,
+        walked.residual_BTHV,
+        walked.states_XMKV,
+        *gates,
+        transitions_XSKK if save else None,
+    )
+
+
+@torch.library.custom_op("ham::gated_delta_rule", mutates_args=(), schema=FORWARD)
+def forward_op(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    log_decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    initial_NHKV: Tensor | None,
+    cu_seqlens_N1: Tensor | None,
+    scale: float,
+    score: str,
+    reduction: str,
+    prediction: bool,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    """`forward`, with empty tensors for what was not asked for."""
+    made = forward(
+        q_BTGK,
+        k_BTGK,
+        v_BTHV,
+        log_decay_BTH,
+        beta_BTH,
+        initial_NHKV,
+        cu_seqlens_N1,
+        scale,
+        score,
+        reduction,
+        prediction,
+        save,
+    )
+    if save and made.transitions_XSKK is None:
+        rows, key_size = made.final_state_NHKV.shape[:2].numel(), k_BTGK.shape[-1]
+        empty_XSKK = made.final_state_NHKV.new_empty(rows, 0, key_size, key_size)
+        made = made._replace(transitions_XSKK=empty_XSKK)
     return tuple(v_BTHV.new_empty(0) if part is None else part for part in made)
 
 
@@ -165,8 +216,7 @@ def _forward_shapes(
     )
 
 
-@torch.library.custom_op("ham::gated_delta_rule_backward", mutates_args=(), schema=BACKWARD)
-def backward_op(
+def backward(
     do_BTHV: Tensor | None,
     dfinal_NHKV: Tensor | None,
     dprediction_BTHV: Tensor | None,
@@ -176,12 +226,12 @@ def backward_op(
     states_XMKV: Tensor,
     gates_XM3C: Tensor,
     inverse_XMCC: Tensor,
-    passing_XM: Tensor,
-    transitions_XSKK: Tensor,
+    passing_XM: Tensor | None,
+    transitions_XSKK: Tensor | None,
     cu_seqlens_N1: Tensor | None,
     scale: float,
     initial: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Launches 4 and 5: gradients of q, k, v, log decay, beta and, if asked, the initial state."""
     from ham.kernels.gated_delta_rule import triton_sequences, triton_tiles
     from ham.kernels.gated_delta_rule.triton_backward import walk_back
@@ -222,15 +272,51 @@ def backward_op(
         local = hopper_gradients(*inputs)
     else:
         local = gradients(*inputs, tile_of("gradient"))
-    dinitial_NHKV = do_BTHV.new_empty(0) if back.dinitial_NHKV is None else back.dinitial_NHKV
     return (
         local.dq_BTGK,
         local.dk_BTGK,
         back.dv_BTHV,
         local.dlog_decay_BTH,
         local.dbeta_BTH,
-        dinitial_NHKV,
+        back.dinitial_NHKV,
     )
+
+
+@torch.library.custom_op("ham::gated_delta_rule_backward", mutates_args=(), schema=BACKWARD)
+def backward_op(
+    do_BTHV: Tensor | None,
+    dfinal_NHKV: Tensor | None,
+    dprediction_BTHV: Tensor | None,
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    residual_BTHV: Tensor,
+    states_XMKV: Tensor,
+    gates_XM3C: Tensor,
+    inverse_XMCC: Tensor,
+    passing_XM: Tensor,
+    transitions_XSKK: Tensor,
+    cu_seqlens_N1: Tensor | None,
+    scale: float,
+    initial: bool,
+) -> tuple[Tensor, ...]:
+    """`backward`, with an empty tensor for a gradient that was not asked for."""
+    *made, dinitial_NHKV = backward(
+        do_BTHV,
+        dfinal_NHKV,
+        dprediction_BTHV,
+        q_BTGK,
+        k_BTGK,
+        residual_BTHV,
+        states_XMKV,
+        gates_XM3C,
+        inverse_XMCC,
+        passing_XM,
+        transitions_XSKK,
+        cu_seqlens_N1,
+        scale,
+        initial,
+    )
+    return (*made, q_BTGK.new_empty(0) if dinitial_NHKV is None else dinitial_NHKV)
 
 
 @backward_op.register_fake
@@ -264,11 +350,12 @@ def _backward_shapes(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
     q, k, _, log_decay, beta, initial_state, cu_seqlens, scale, *_ = inputs
-    made = Forward(*output)
-    saved = made[Forward._fields.index("residual_BTHV") :]
-    ctx.mark_non_differentiable(made.score_BTH, made.score_BT, *saved)
+    saved = output[PUBLIC:]
+    scores = output[Forward._fields.index("score_BTH") : PUBLIC]
+    fixed = (part for part in (*scores, *saved) if part is not None)
+    ctx.mark_non_differentiable(*fixed)
     ctx.save_for_backward(q, k, *saved, cu_seqlens)
     ctx.scale = scale
     ctx.gate_dtypes = (log_decay.dtype, beta.dtype)
@@ -276,8 +363,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    dq, dk, dv, dlog_decay, dbeta, dinitial = backward_op(
+def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    function = backward_op if traced_backward(*grads, *ctx.saved_tensors) else backward
+    dq, dk, dv, dlog_decay, dbeta, dinitial = function(
         *grads[:3], *ctx.saved_tensors, ctx.scale, ctx.initial
     )
     decay_dtype, beta_dtype = ctx.gate_dtypes
@@ -285,4 +373,13 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return (dq, dk, dv, *gates, dinitial if ctx.initial else None, *[None] * 6)
 
 
-forward_op.register_autograd(_backward, setup_context=_save)
+forward_op.register_autograd(_differentiate, setup_context=_save)
+_direct = direct(forward, _save, _differentiate, PUBLIC)
+
+
+def call(*arguments: Any) -> tuple[Tensor | None, ...]:
+    """Read-outs, final state, predictions and scores; arguments as of `ham::gated_delta_rule`."""
+    if traced(*arguments[:TENSORS]):
+        return forward_op(*arguments)[:PUBLIC]
+    *_, save = arguments
+    return _direct(*arguments) if save else forward(*arguments)[:PUBLIC]

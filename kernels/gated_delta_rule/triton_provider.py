@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ham.errors import ConfigError, unknown_choice
 from ham.kernels.gated_delta_rule.arguments import GatedDeltaRuleOutput
-from ham.kernels.gated_delta_rule.triton_ops import Forward, forward_op
+from ham.kernels.gated_delta_rule.triton_ops import call
 from ham.kernels.triton_target import interpreting
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -89,24 +89,22 @@ def run(
     state = initial_state_NHKV
     inputs = (q_BTGK, k_BTGK, v_BTHV, log_decay_BTH, beta_BTH)
     needed = any(part is not None and part.requires_grad for part in (*inputs, state))
-    made = Forward(
-        *forward_op(
-            *(part.contiguous() for part in inputs),
-            None if state is None else state.float().contiguous(),
-            cu_seqlens_N1,
-            scale,
-            score or "",
-            reduction or "",
-            prediction,
-            needed and torch.is_grad_enabled(),
-        )
+    o_BTHV, final_state_NHKV, prediction_BTHV, score_BTH, score_BT = call(
+        *(part.contiguous() for part in inputs),
+        None if state is None else state.float().contiguous(),
+        cu_seqlens_N1,
+        scale,
+        score or "",
+        reduction or "",
+        prediction,
+        needed and torch.is_grad_enabled(),
     )
     return Run(
-        made.o_BTHV,
-        made.final_state_NHKV,
-        made.prediction_BTHV if prediction else None,
-        made.score_BTH if score else None,
-        made.score_BT if reduction else None,
+        o_BTHV,
+        final_state_NHKV,
+        prediction_BTHV if prediction else None,
+        score_BTH if score else None,
+        score_BT if reduction else None,
     )
 
 

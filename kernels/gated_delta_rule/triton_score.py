@@ -9,6 +9,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from ham.kernels.gated_delta_rule.triton_tiles import dependent
+from ham.kernels.triton_launch import launch
 from ham.routing import PREDICTION_FLOOR, VALUE_FLOOR
 
 
@@ -85,7 +86,9 @@ def score_heads(
     score_BTH = torch.empty(beta_BTH.shape, dtype=torch.float32, device=beta_BTH.device)
     score_BT = torch.empty(beta_BTH.shape[:2], dtype=torch.float32, device=beta_BTH.device)
     block = 64
-    score_kernel[(triton.cdiv(batch * time, block),)](
+    launch(
+        score_kernel,
+        (-(-(batch * time) // block),),
         sums_N3HR,
         beta_BTH,
         score_BTH,
@@ -95,7 +98,7 @@ def score_heads(
         SCORE=score,
         REDUCTION=reduction,
         N=sums_N3HR.shape[0],
-        BH=triton.next_power_of_2(heads),
+        BH=(1 << (heads - 1).bit_length()),
         BR=block,
         P_FLOOR=PREDICTION_FLOOR,
         V_FLOOR=VALUE_FLOOR,

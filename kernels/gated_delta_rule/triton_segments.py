@@ -39,6 +39,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     padded,
     precision,
 )
+from ham.kernels.triton_launch import launch
 
 
 @triton.jit(do_not_specialize=["T", "M", "H", "G", "segments"])
@@ -213,7 +214,9 @@ def carry_states(
     if segments <= 2:
         return
     block_v = min(padded(value_size), 32)
-    carry_kernel[(triton.cdiv(value_size, block_v), rows)](
+    launch(
+        carry_kernel,
+        (-(-value_size // block_v), rows),
         states_XSKV,
         transitions_XSKK,
         gates.passing_XM,
@@ -255,10 +258,12 @@ def start_segments(
     wide = {"dtype": torch.float32, "device": v_BTHV.device}
     states_XSKV = torch.empty(rows, segments, key_size, value_size, **wide)
     transitions_XSKK = torch.empty(rows, max(segments - 2, 0), key_size, key_size, **wide)
-    blocks = triton.cdiv(value_size, tile.block_v)
+    blocks = -(-value_size // tile.block_v)
     if segments > 2:
-        blocks += triton.cdiv(key_size, tile.block_v)
-    segment_kernel[(blocks, segments - 1, rows)](
+        blocks += -(-key_size // tile.block_v)
+    launch(
+        segment_kernel,
+        (blocks, segments - 1, rows),
         k_BTGK,
         v_BTHV,
         gates.inverse_XMCC,

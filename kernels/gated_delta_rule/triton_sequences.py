@@ -90,7 +90,10 @@ def segments_of(count: int, chunks: int, heads: int, value_size: int, device: to
     if programs * 2 > multiprocessors * PROGRAMS_PER_MULTIPROCESSOR:
         return 1
     wanted = min(multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // programs, MOST_SEGMENTS)
-    return torch.sym_max(1, torch.sym_min(wanted, chunks // SHORTEST_SEGMENT))
+    most = chunks // SHORTEST_SEGMENT
+    if isinstance(most, int):
+        return max(1, min(wanted, most))
+    return torch.sym_max(1, torch.sym_min(wanted, most))
 
 
 @triton.jit

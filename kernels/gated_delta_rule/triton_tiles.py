@@ -170,6 +170,7 @@ def tiles(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> tu
     return tuple(dict.fromkeys(fit(tile, value_size) for tile in listed))
 
 
+@functools.cache
 def choose_tile(kernel: str, dtype: torch.dtype, key_size: int, value_size: int) -> Any:
     """The tile of `kernel`; neither batch nor length play a part, so neither recompiles."""
     legal = tiles(kernel, dtype, key_size, value_size)
@@ -198,7 +199,7 @@ def use_gluon(x: Tensor, key_size: int, value_size: int) -> bool:
     They are written in Gluon, Triton's lower level, whose interface Triton calls experimental:
     other versions than those it was tried with take the plain kernels.
     """
-    fits = x.dtype == torch.bfloat16 and {key_size, value_size} <= {64, 128}
+    fits = x.dtype == torch.bfloat16 and key_size in (64, 128) and value_size in (64, 128)
     return fits and target_of(x.device).capability[0] == 9 and gluon_known() and not interpreting()
 
 

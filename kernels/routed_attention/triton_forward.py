@@ -20,6 +20,7 @@ from ham.kernels.routed_attention.triton_tiles import (
     token_rows,
     use_descriptors,
 )
+from ham.kernels.triton_launch import launch
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -227,7 +228,9 @@ def attend(
     rows = k_BGNK.shape[2]
     lse_BHN = torch.empty(batch, heads, rows, dtype=torch.float32, device=q_BTHK.device)
     descriptors = use_descriptors(q_BTHK, k_BTGK, v_BTGV)
-    forward_kernel[(batch * heads, triton.cdiv(time, tile.queries))](
+    launch(
+        forward_kernel,
+        (batch * heads, -(-time // tile.queries)),
         token_rows(q_BTHK, tile.queries, descriptors),
         packed_blocks(k_BGNK, tile.keys, descriptors),
         packed_blocks(v_BGNV, tile.keys, descriptors),

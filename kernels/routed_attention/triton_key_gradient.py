@@ -31,6 +31,7 @@ from ham.kernels.routed_attention.triton_tiles import (
     token_rows,
     use_descriptors,
 )
+from ham.kernels.triton_launch import launch
 
 
 class KeyGradient(NamedTuple):
@@ -286,7 +287,9 @@ def key_gradient(
     streamed = [token_rows(x, tile.queries, descriptors) for x in (q_BTHK, do_BTHV)]
     numbers = [lines(x, tile.queries, descriptors) for x in (lse_BHN, delta_BHN)]
     if window:
-        window_gradient_kernel[(batch * groups, triton.cdiv(time, tile.keys))](
+        launch(
+            window_gradient_kernel,
+            (batch * groups, -(-time // tile.keys)),
             *streamed,
             *(token_rows(x, tile.keys, descriptors) for x in (k_BTGK, v_BTGV)),
             *numbers,
@@ -303,7 +306,9 @@ def key_gradient(
     dscore_BTG = None
     if score:
         dscore_BTG = torch.zeros(batch, time, groups, dtype=torch.float32, device=q_BTHK.device)
-    key_gradient_kernel[(batch * groups, rows // tile.keys)](
+    launch(
+        key_gradient_kernel,
+        (batch * groups, rows // tile.keys),
         *streamed,
         *(packed_blocks(x, tile.keys, descriptors) for x in (k_BGNK, v_BGNV)),
         *index,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ham.kernels.routed_attention.triton_tiles import PACK_ROWS, packed_rows, padded
+from ham.kernels.triton_launch import launch
 
 SCAN_TOKENS = 1024
 # 32,768 flags in four steps of 32 bytes a thread.
@@ -117,7 +118,9 @@ def scan(routed_BT: Tensor) -> Index:
         torch.empty(batch, rows, dtype=torch.int32, device=routed_BT.device),
         torch.empty(batch, time, dtype=torch.int32, device=routed_BT.device),
     )
-    scan_kernel[(triton.cdiv(rows, SCAN_TOKENS), batch)](
+    launch(
+        scan_kernel,
+        (-(-rows // SCAN_TOKENS), batch),
         routed_BT.view(torch.uint8),
         *index,
         time,
@@ -141,7 +144,9 @@ def pack(k_BTGK: Tensor, v_BTGV: Tensor, index: Index) -> tuple[Tensor, Tensor]:
     rows = index.positions_BN.shape[1]
     k_BGNK = k_BTGK.new_empty(batch, groups, rows, key_size)
     v_BGNV = v_BTGV.new_empty(batch, groups, rows, value_size)
-    pack_kernel[(batch * groups, rows // COPY_ROWS)](
+    launch(
+        pack_kernel,
+        (batch * groups, rows // COPY_ROWS),
         k_BTGK,
         v_BTGV,
         *index,

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ham.errors import ConfigError
+from ham.kernels.eager import direct, traced, traced_backward
 from ham.kernels.triton_target import interpreting
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_HEAD = 128
 
 
-def check_limits(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float) -> None:
+def check_limits(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float | None) -> None:
     """Raise `ConfigError` for what the kernels cannot do; shapes fit together already."""
     dtypes = {tensor.dtype for tensor in (q_BTHK, k_BTGK, v_BTGV)}
     legal = DTYPES[1:] if interpreting() else DTYPES
@@ -33,17 +34,11 @@ def check_limits(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float) -
             f"provider 'triton' takes head sizes up to {LARGEST_HEAD}, "
             f"not K = {key_size}, V = {value_size}"
         )
-    if scale <= 0:
+    if scale is not None and scale <= 0:
         raise ConfigError(f"provider 'triton' takes a positive scale, not {scale}")
 
 
-@torch.library.custom_op(
-    "ham::routed_attention_forward",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor routed, Tensor? sink, Tensor? score, int window, "
-    "float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def forward_op(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -76,6 +71,14 @@ def forward_op(
     return o, lse, *index, packed_k, packed_v
 
 
+forward_op = torch.library.custom_op(
+    "ham::routed_attention_forward",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor routed, Tensor? sink, Tensor? score, int window, "
+    "float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)(forward)
+
+
 @forward_op.register_fake
 def _(q, k, v, routed, sink, score, window, scale):
     from ham.kernels.routed_attention.triton_tiles import packed_rows
@@ -93,14 +96,7 @@ def _(q, k, v, routed, sink, score, window, scale):
     )
 
 
-@torch.library.custom_op(
-    "ham::routed_attention_backward",
-    mutates_args=(),
-    schema="(Tensor do, Tensor q, Tensor? k, Tensor? v, Tensor packed_k, Tensor packed_v, "
-    "Tensor o, Tensor lse, Tensor positions, Tensor counts, Tensor? sink, int window, float scale, "
-    "bool score) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def backward_op(
+def backward(
     do: Tensor,
     q: Tensor,
     k: Tensor | None,
@@ -115,8 +111,8 @@ def backward_op(
     window: int,
     scale: float,
     score: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v, the null key and the scores; the last two empty if not asked for."""
+) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k, v, the null key and the scores; the last two None if not asked for."""
     from ham.kernels.routed_attention.triton_key_gradient import key_gradient
     from ham.kernels.routed_attention.triton_pack import Index
     from ham.kernels.routed_attention.triton_query_gradient import query_gradient
@@ -146,14 +142,56 @@ def backward_op(
         choose_tile("key_gradient", q, packed_v),
         score=score,
     )
-    none = lse.new_empty(0)
     return (
         of_queries.dq_BTHK,
         of_keys.dk_BTGK,
         of_keys.dv_BTGV,
-        none if of_queries.dsink_HK is None else of_queries.dsink_HK,
-        none.clone() if of_keys.dscore_BT is None else of_keys.dscore_BT,
+        of_queries.dsink_HK,
+        of_keys.dscore_BT,
     )
+
+
+@torch.library.custom_op(
+    "ham::routed_attention_backward",
+    mutates_args=(),
+    schema="(Tensor do, Tensor q, Tensor? k, Tensor? v, Tensor packed_k, Tensor packed_v, "
+    "Tensor o, Tensor lse, Tensor positions, Tensor counts, Tensor? sink, int window, float scale, "
+    "bool score) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def backward_op(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    packed_k: Tensor,
+    packed_v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    positions: Tensor,
+    counts: Tensor,
+    sink: Tensor | None,
+    window: int,
+    scale: float,
+    score: bool,
+) -> tuple[Tensor, ...]:
+    """`backward`, with empty tensors for what was not asked for."""
+    made = backward(
+        do,
+        q,
+        k,
+        v,
+        packed_k,
+        packed_v,
+        o,
+        lse,
+        positions,
+        counts,
+        sink,
+        window,
+        scale,
+        score,
+    )
+    return tuple(lse.new_empty(0) if part is None else part for part in made)
 
 
 @backward_op.register_fake
@@ -185,9 +223,8 @@ def _differentiate(ctx: Any, do: Tensor | None, *_: Any) -> tuple[Tensor | None,
     if do is None:
         return (None,) * 8
     with_score = ctx.score_dtype is not None and ctx.needs_input_grad[5]
-    dq, dk, dv, dsink, dscore = backward_op(
-        do, *ctx.saved_tensors, ctx.window, ctx.scale, with_score
-    )
+    function = backward_op if traced_backward(do, *ctx.saved_tensors) else backward
+    dq, dk, dv, dsink, dscore = function(do, *ctx.saved_tensors, ctx.window, ctx.scale, with_score)
     return (
         dq,
         dk,
@@ -201,6 +238,7 @@ def _differentiate(ctx: Any, do: Tensor | None, *_: Any) -> tuple[Tensor | None,
 
 
 forward_op.register_autograd(_differentiate, setup_context=_save)
+_direct = direct(forward, _save, _differentiate, public=1)
 
 
 def triton(
@@ -220,4 +258,9 @@ def triton(
         ConfigError: For dtypes, sizes and scales that the kernels lack.
     """
     check_limits(q_BTHK, k_BTGK, v_BTGV, scale)
-    return forward_op(q_BTHK, k_BTGK, v_BTGV, routed_BT, sink_HK, router_score_BT, window, scale)[0]
+    tensors = (q_BTHK, k_BTGK, v_BTGV, routed_BT, sink_HK, router_score_BT)
+    if traced(*tensors):
+        return forward_op(*tensors, window, scale)[0]
+    needed = any(each is not None and each.requires_grad for each in tensors)
+    function = _direct if needed and torch.is_grad_enabled() else forward
+    return function(*tensors, window, scale)[0]

@@ -30,6 +30,7 @@ from ham.kernels.routed_attention.triton_tiles import (
     token_rows,
     use_descriptors,
 )
+from ham.kernels.triton_launch import launch
 
 
 class QueryGradient(NamedTuple):
@@ -184,7 +185,7 @@ def query_gradient(
     """Launch `query_gradient_kernel`; all tensors contiguous, `k` and `v` only with a window."""
     batch, time, heads, key_size = q_BTHK.shape
     groups, rows, value_size = v_BGNV.shape[1:]
-    blocks = triton.cdiv(time, tile.queries)
+    blocks = -(-time // tile.queries)
     dq_BTHK = torch.empty_like(q_BTHK)
     delta_BHN = torch.empty_like(lse_BHN)
     parts_MBHK = None
@@ -193,7 +194,9 @@ def query_gradient(
             blocks, batch, heads, key_size, dtype=torch.float32, device=q_BTHK.device
         )
     descriptors = use_descriptors(q_BTHK, do_BTHV)
-    query_gradient_kernel[(batch * heads, blocks)](
+    launch(
+        query_gradient_kernel,
+        (batch * heads, blocks),
         token_rows(q_BTHK, tile.queries, descriptors),
         token_rows(do_BTHV, tile.queries, descriptors),
         packed_blocks(k_BGNK, tile.keys, descriptors),

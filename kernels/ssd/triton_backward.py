@@ -18,6 +18,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import decay_parts, padded, preci
 from ham.kernels.ssd.triton_group_gradients import group_gradient_kernel
 from ham.kernels.ssd.triton_head_gradients import gradient_kernel
 from ham.kernels.ssd.triton_tiles import Tile, count_head_blocks
+from ham.kernels.triton_launch import launch
 from ham.kernels.triton_target import target_of
 
 
@@ -59,8 +60,10 @@ def step_gradients(
     is the gradient of a."""
     chunks, chunk, heads = gates_XM3C.shape[1], gates_XM3C.shape[3], a_H.shape[0]
     ddt_BTH = torch.empty(batch, time, heads, dtype=torch.float32, device=a_H.device)
-    block = min(16, triton.next_power_of_2(heads))
-    step_kernel[(chunks, batch, triton.cdiv(heads, block))](
+    block = min(16, (1 << (heads - 1).bit_length()))
+    launch(
+        step_kernel,
+        (chunks, batch, -(-heads // block)),
         flow_XM3C,
         gates_XM3C,
         a_H,
@@ -112,7 +115,7 @@ def gradients(
         # The two programs for b and c decide how long the launch takes.
         programs = 2 * batch * chunks * groups
         blocks = count_head_blocks(heads // groups, programs, target_of(device).multiprocessors)
-    per_block = triton.cdiv(heads // groups, blocks)
+    per_block = -(-(heads // groups) // blocks)
     partial = (blocks, *b_BTGS.shape)
     dtype = b_BTGS.dtype if blocks == 1 else torch.float32
     db_NBTGS = torch.empty(partial, dtype=dtype, device=device)
@@ -152,9 +155,13 @@ def gradients(
     }
     if own:
         sides = 2 if tile.split else 1
-        gradient_kernel[(heads * sides, chunks, batch)](*arguments, SPLIT=tile.split, **options)
+        launch(
+            gradient_kernel, (heads * sides, chunks, batch), *arguments, SPLIT=tile.split, **options
+        )
     else:
-        group_gradient_kernel[(groups * (per_block + 2), chunks, batch * blocks)](
+        launch(
+            group_gradient_kernel,
+            (groups * (per_block + 2), chunks, batch * blocks),
             *arguments,
             groups,
             heads // groups,

@@ -32,6 +32,7 @@ from ham.kernels.ssd.triton_states import (
     use_descriptors,
 )
 from ham.kernels.ssd.triton_tiles import Tile
+from ham.kernels.triton_launch import launch
 
 
 class Walked(NamedTuple):
@@ -208,7 +209,9 @@ def walk(
     descriptors = use_descriptors(tile, x_BTHP, b_BTGS, c_BTGS)
     if descriptors:
         allow_descriptors()
-    walk_kernel[(triton.cdiv(head_size, tile.block_p), segments, batch * heads)](
+    launch(
+        walk_kernel,
+        (-(-head_size // tile.block_p), segments, batch * heads),
         x_BTHP,
         b_BTGS,
         c_BTGS,
@@ -228,7 +231,7 @@ def walk(
         heads,
         heads // groups,
         segments,
-        triton.cdiv(chunks, segments),
+        -(-chunks // segments),
         S=state_size,
         P=head_size,
         BS=padded(state_size),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ham.errors import ConfigError
+from ham.kernels.eager import direct, traced, traced_backward
 from ham.kernels.ssd.arguments import SsdOutput
 from ham.kernels.triton_target import interpreting, target_of
 
@@ -41,8 +42,7 @@ def check_limits(x_BTHP: Tensor, b_BTS: Tensor, c_BTS: Tensor) -> None:
         raise ConfigError(f"provider 'triton' takes batch × heads up to {LARGEST_GRID}, not {rows}")
 
 
-@torch.library.custom_op("ham::ssd_forward", mutates_args=())
-def ssd_forward(
+def forward(
     x_BTHP: Tensor,
     dt_BTH: Tensor,
     a_H: Tensor,
@@ -51,8 +51,8 @@ def ssd_forward(
     d_H: Tensor,
     initial_state_BHPS: Tensor | None,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Read-outs, final state, and for the backward decays and states of chunks (else empty)."""
+) -> tuple[Tensor | None, ...]:
+    """Read-outs, final state, and for the backward decays and states of chunks (else None)."""
     from ham.kernels.ssd import triton_tiles
     from ham.kernels.ssd.triton_forward import walk
     from ham.kernels.ssd.triton_states import chunk_gates, strided_rows, sum_segments
@@ -89,8 +89,28 @@ def ssd_forward(
         save=save,
     )
     if not save:
-        return walked.y_BTHP, walked.final_state_BHPS, a_H.new_empty(0), x_BTHP.new_empty(0)
+        return walked.y_BTHP, walked.final_state_BHPS, None, None
     return walked.y_BTHP, walked.final_state_BHPS, gates_XM3C, walked.states_XMSP
+
+
+@torch.library.custom_op("ham::ssd_forward", mutates_args=())
+def ssd_forward(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_H: Tensor,
+    b_BTGS: Tensor,
+    c_BTGS: Tensor,
+    d_H: Tensor,
+    initial_state_BHPS: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`forward`, with empty tensors where it gives None."""
+    y_BTHP, final_state_BHPS, gates_XM3C, states_XMSP = forward(
+        x_BTHP, dt_BTH, a_H, b_BTGS, c_BTGS, d_H, initial_state_BHPS, save
+    )
+    if not save:
+        return y_BTHP, final_state_BHPS, a_H.new_empty(0), x_BTHP.new_empty(0)
+    return y_BTHP, final_state_BHPS, gates_XM3C, states_XMSP
 
 
 @ssd_forward.register_fake
@@ -119,8 +139,7 @@ def _(
     return y_BTHP, final_state_BHPS, gates_XM3C, states_XMSP
 
 
-@torch.library.custom_op("ham::ssd_backward", mutates_args=())
-def ssd_backward(
+def backward(
     dy_BTHP: Tensor,
     dfinal_BHPS: Tensor | None,
     x_BTHP: Tensor,
@@ -183,6 +202,9 @@ def ssd_backward(
     return (*made, dinitial_BHPS)
 
 
+ssd_backward = torch.library.custom_op("ham::ssd_backward", backward, mutates_args=())
+
+
 @ssd_backward.register_fake
 def _(
     dy_BTHP: Tensor,
@@ -222,11 +244,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     x_BTHP = ctx.saved_tensors[0]
     dy_BTHP = torch.zeros_like(x_BTHP) if grads[0] is None else grads[0]
-    *made, dinitial_BHPS = ssd_backward(dy_BTHP, grads[1], *ctx.saved_tensors, ctx.initial)
+    function = ssd_backward if traced_backward(*grads, *ctx.saved_tensors) else backward
+    *made, dinitial_BHPS = function(dy_BTHP, grads[1], *ctx.saved_tensors, ctx.initial)
     return (*made, dinitial_BHPS if ctx.initial else None, None)
 
 
 ssd_forward.register_autograd(_differentiate, setup_context=_keep)
+_direct = direct(forward, _keep, _differentiate, public=2)
 
 
 def triton(
@@ -250,7 +274,11 @@ def triton(
     b_BTGS, c_BTGS = (each if each.ndim == 4 else each.unsqueeze(2) for each in (b_BTS, c_BTS))
     inputs = (x_BTHP, dt_BTH, a_H, b_BTS, c_BTS, d_H, initial_state_BHPS)
     needed = any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    y_BTHP, final_state_BHPS, _, _ = ssd_forward(
+    save = needed and torch.is_grad_enabled()
+    function = _direct if save else forward
+    if traced(*inputs):
+        function = ssd_forward
+    y_BTHP, final_state_BHPS, *_ = function(
         x_BTHP,
         dt_BTH.float(),
         a_H.float(),
@@ -258,6 +286,6 @@ def triton(
         c_BTGS,
         d_H.float(),
         None if initial_state_BHPS is None else initial_state_BHPS.float(),
-        needed and torch.is_grad_enabled(),
+        save,
     )
     return SsdOutput(y_BTHP, final_state_BHPS)

@@ -24,6 +24,7 @@ from ham.kernels.gated_delta_rule.triton_tiles import (
     precision,
 )
 from ham.kernels.ssd.triton_tiles import Tile
+from ham.kernels.triton_launch import launch
 from ham.kernels.triton_target import target_of
 
 ROW_BYTES = 16
@@ -259,13 +260,23 @@ def chunk_gates(dt_BTH: Tensor, a_H: Tensor, chunk: int) -> Tensor:
     """Launch `gates_kernel`; returns `gates_XM3C`, float32: cumulative decay, high and low part,
     and dt, zero beyond the end of the sequence."""
     batch, time, heads = dt_BTH.shape
-    chunks = triton.cdiv(time, chunk)
+    chunks = -(-time // chunk)
     gates_XM3C = torch.empty(
         batch * heads, chunks, 3, chunk, dtype=torch.float32, device=dt_BTH.device
     )
-    block = min(16, triton.next_power_of_2(heads))
-    gates_kernel[(chunks, batch, triton.cdiv(heads, block))](
-        dt_BTH, a_H, gates_XM3C, time, chunks, heads, C=chunk, BH=block, num_warps=4
+    block = min(16, (1 << (heads - 1).bit_length()))
+    launch(
+        gates_kernel,
+        (chunks, batch, -(-heads // block)),
+        dt_BTH,
+        a_H,
+        gates_XM3C,
+        time,
+        chunks,
+        heads,
+        C=chunk,
+        BH=block,
+        num_warps=4,
     )
     return gates_XM3C
 
@@ -305,7 +316,9 @@ def accumulate(
     descriptors = use_descriptors(tile, left_BTGS, right_BTHP)
     if descriptors:
         allow_descriptors()
-    accumulate_kernel[(triton.cdiv(head_size, tile.block_p), segments, batch * heads)](
+    launch(
+        accumulate_kernel,
+        (-(-head_size // tile.block_p), segments, batch * heads),
         left_BTGS,
         right_BTHP,
         gates_XM3C,
@@ -323,7 +336,7 @@ def accumulate(
         heads,
         heads // groups,
         segments,
-        triton.cdiv(chunks, segments),
+        -(-chunks // segments),
         S=state_size,
         P=head_size,
         BS=padded(state_size),

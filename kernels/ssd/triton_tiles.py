@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -118,6 +119,7 @@ def choose_chunk(dtype: torch.dtype) -> int:
     return CHUNKS[dtype]
 
 
+@functools.cache
 def choose_tile(
     kernel: Kernel, dtype: torch.dtype, head_size: int, chunk: int, target: Target
 ) -> Tile:

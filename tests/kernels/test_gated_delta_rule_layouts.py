@@ -141,6 +141,7 @@ def test_gradients_with_resident_tiles(
 
     tile = triton_tiles.GradientTile(16, 64, 4, 2, chunks=2)
     monkeypatch.setattr(triton_tiles, "FLOAT32_GRADIENT_TILES", (tile,))
+    monkeypatch.setattr(triton_tiles, "choose_tile", triton_tiles.choose_tile.__wrapped__)
     monkeypatch.setattr(triton_gradients, "use_descriptors", lambda x: descriptors)
     assert worst(relative_errors(case, torch.float32)) < LIMIT[torch.float32]
 
@@ -152,6 +153,7 @@ def test_gradients_as_bfloat16_takes_them(monkeypatch: pytest.MonkeyPatch, chunk
 
     tile = triton_tiles.GradientTile(16, 64, 4, 2, chunks)
     monkeypatch.setattr(triton_tiles, "FLOAT32_GRADIENT_TILES", (tile,))
+    monkeypatch.setattr(triton_tiles, "choose_tile", triton_tiles.choose_tile.__wrapped__)
     monkeypatch.setattr(triton_gradients, "decay_parts", lambda dtype: 1)
     case = Case(2, 70, 1, 16, 24, initial_state=True)
     assert worst(relative_errors(case, torch.float32)) < LIMIT[torch.float32]
@@ -236,6 +238,15 @@ def test_operator_declares_its_outputs(score: str | None) -> None:
         (*arguments, score is None, True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
+
+
+def test_second_derivatives_are_refused() -> None:
+    inputs = make_inputs(SHORT, torch.float32)
+    q_BTHK = inputs["q_BTHK"].requires_grad_()
+    o_BTHV = gated_delta_rule(**inputs, provider="triton").o_BTHV
+    (dq_BTHK,) = torch.autograd.grad(o_BTHV.sum(), q_BTHK, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        dq_BTHK.sum().backward()
 
 
 @gpu
