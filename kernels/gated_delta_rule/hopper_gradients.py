@@ -30,9 +30,10 @@ from ham.kernels.gated_delta_rule.triton_gradients import Gradients, over_groups
 from ham.kernels.gated_delta_rule.triton_sequences import Sequences
 from ham.kernels.gated_delta_rule.triton_tiles import CHUNK, Gates, allow_descriptors
 from ham.kernels.triton_launch import launch
+from ham.kernels.triton_target import target_of
 
 COLUMNS = 32
-CHUNKS_PER_PROGRAM = 8
+PROGRAMS_PER_MULTIPROCESSOR = 2
 
 
 @gluon.jit
@@ -235,6 +236,12 @@ def hopper_gradient_kernel(
     mbarrier.invalidate(s_bar)
 
 
+def chunks_per_program(chunks: int, rows: int, device: torch.device) -> int:
+    """As many as keep every multiprocessor busy: a program's first loads are not overlapped."""
+    slots = target_of(device).multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
+    return -(-chunks // max(1, min(chunks, slots // rows)))
+
+
 def hopper_gradients(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
@@ -256,7 +263,8 @@ def hopper_gradients(
     dlog_decay_BTH = torch.empty(batch, time, heads, **wide)
     dbeta_BTH = torch.empty_like(dlog_decay_BTH)
     allow_descriptors()
-    grid = (-(-sequences.chunks // CHUNKS_PER_PROGRAM), batch * heads)
+    each = chunks_per_program(sequences.chunks, batch * heads, q_BTGK.device)
+    grid = (-(-sequences.chunks // each), batch * heads)
     launch(
         hopper_gradient_kernel,
         grid,
@@ -277,7 +285,7 @@ def hopper_gradients(
         sequences.chunks,
         heads,
         key_heads,
-        CHUNKS_PER_PROGRAM,
+        each,
         K=key_size,
         V=value_size,
         BK=COLUMNS,
