@@ -2,8 +2,8 @@
 
 Everything is read from the machine code, with the `cuobjdump` that comes with Triton. Bytes spilled
 are the widths of all local stores and loads. That is what `ptxas -v` prints, but it is in the code
-itself, so it is known for a kernel out of Triton's cache too: over 26 kernels the bytes stored were
-the same, and the bytes loaded differed once, by one word in 64.
+itself, so it is known for a kernel out of Triton's cache too. It is not exactly that number: over
+26 kernels the bytes differed in two, by one word each.
 """
 
 from __future__ import annotations
