@@ -4,8 +4,9 @@ Worse: more registers by more than 8 and 5 %; bytes spilled where none were, or 
 and 5 %; any more shared memory; more loads, stores, atomics or barriers by more than 2 and 5 %; and
 any change of matrix instructions, of copies through the tensor memory accelerator or, beyond 2 and
 5 %, of asynchronous copies, since those say which way of computing the compiler took. The same in
-the good direction is an improvement. The tolerances let small edits pass, and ptxas vary: it allocates registers differently
-from run to run for a few kernels (of CUDA 12.8, one spilled 168 or 172 bytes from the same PTX).
+the good direction is an improvement. The tolerances let small edits pass, and ptxas vary: it
+allocates registers differently from run to run for a few kernels (of CUDA 12.8, one spilled 168 or
+172 bytes from the same PTX).
 """
 
 from __future__ import annotations
