@@ -17,6 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
@@ -87,7 +88,8 @@ def _recording(launches: list[Launch], target: GateTarget) -> Iterator[None]:
             raise ValueError(
                 f"{self.__name__} is launched without a tensor; launch it on small CPU tensors"
             )
-        source = ASTSource(self, signature, constants, attributes)
+        kind_of_source = GluonASTSource if self.is_gluon() else ASTSource
+        source = kind_of_source(self, signature, constants, attributes)
         launches.append(Launch(self.__name__, source, dict(parsed.__dict__), target))
 
     def every_config(self: Autotuner, *args: Any, **options: Any) -> None:

@@ -1,4 +1,9 @@
-"""What the static gate compiles of the gated delta rule: every kernel with every shipped tile."""
+"""What the static gate compiles of the gated delta rule: every kernel with every shipped tile.
+
+Cases named `given` are cut as the operator cuts them for the target: on Hopper the kernels written
+in Gluon, elsewhere the plain ones. The others are the plain kernels, which on Hopper serve float32,
+predictions, ragged gradients, and versions of Triton whose Gluon is not known.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from ham.kernels.compile_cases import CompileCase
 from ham.kernels.gated_delta_rule import triton_tiles
 
 SIZES = ((128, 128), (64, 64), (128, 64), (32, 32))
+GIVEN_SIZES = SIZES[:3]
 DEFAULT_SIZES = SIZES[:2]
 TIME, HEADS, SEGMENTS = 256, 2, 4
 
@@ -68,7 +74,7 @@ def _segment(tile: Any, inputs: _Inputs) -> None:
     start_segments(q_BTHK, v_BTHV, inputs.gates, inputs.sequences, None, SEGMENTS, tile)
 
 
-def _walk(tile: Any, inputs: _Inputs, *, save: bool = False) -> None:
+def _walk(tile: Any, inputs: _Inputs, *, save: bool = False, prediction: bool = False) -> None:
     from ham.kernels.gated_delta_rule.triton_forward import walk
     from ham.kernels.gated_delta_rule.triton_score import score_heads
 
@@ -83,14 +89,16 @@ def _walk(tile: Any, inputs: _Inputs, *, save: bool = False) -> None:
         1.0,
         tile,
         1,
-        prediction=False,
+        prediction=prediction,
         score="cosine",
         save=save,
     )
     score_heads("cosine", "min", made.sums_N3HR, inputs.gate_BTH)
 
 
-def _reverse(tile: Any, inputs: _Inputs) -> None:
+def _reverse(
+    tile: Any, inputs: _Inputs, *, segments: int = SEGMENTS, prediction: bool = False
+) -> None:
     from ham.kernels.gated_delta_rule.triton_backward import walk_back
 
     q_BTHK, do_BTHV = inputs.q_BTHK, inputs.v_BTHV
@@ -98,14 +106,14 @@ def _reverse(tile: Any, inputs: _Inputs) -> None:
         q_BTHK,
         q_BTHK,
         do_BTHV,
-        None,
+        do_BTHV.float() if prediction else None,
         None,
         inputs.gates,
         inputs.transitions_XSKK,
         inputs.sequences,
         1.0,
         tile,
-        SEGMENTS,
+        segments,
         initial=False,
     )
 
@@ -129,13 +137,84 @@ def _gradient(tile: Any, inputs: _Inputs) -> None:
     )
 
 
-LAUNCHES: dict[str, Callable[..., None]] = {
-    "inverse": _inverse,
-    "segment": _segment,
-    "walk": _walk,
-    "saving_walk": partial(_walk, save=True),
-    "reverse": _reverse,
-    "gradient": _gradient,
+def _given_walk(inputs: _Inputs, *, save: bool) -> None:
+    from ham.kernels.gated_delta_rule.hopper_walk import hopper_walk
+    from ham.kernels.gated_delta_rule.triton_score import score_heads
+
+    q_BTHK, v_BTHV = inputs.q_BTHK, inputs.v_BTHV
+    if not _use_gluon(inputs):
+        _walk(_choose("saving_walk" if save else "walk", inputs), inputs, save=save)
+        return
+    made = hopper_walk(
+        q_BTHK,
+        q_BTHK,
+        v_BTHV,
+        inputs.gates,
+        inputs.sequences,
+        None,
+        1.0,
+        1,
+        score="cosine",
+        save=save,
+    )
+    score_heads("cosine", "min", made.sums_N3HR, inputs.gate_BTH)
+
+
+def _given_reverse(inputs: _Inputs) -> None:
+    # `walk_back` chooses by itself.
+    _reverse(_choose("reverse", inputs), inputs, segments=1)
+
+
+def _given_gradient(inputs: _Inputs) -> None:
+    from ham.kernels.gated_delta_rule.hopper_gradients import hopper_gradients
+
+    q_BTHK, v_BTHV, states_XMKV = inputs.q_BTHK, inputs.v_BTHV, inputs.states_XMKV
+    if not _use_gluon(inputs):
+        _gradient(_choose("gradient", inputs), inputs)
+        return
+    hopper_gradients(
+        q_BTHK,
+        q_BTHK,
+        v_BTHV,
+        v_BTHV,
+        v_BTHV,
+        states_XMKV,
+        states_XMKV,
+        inputs.gates,
+        inputs.sequences,
+        1.0,
+    )
+
+
+def _use_gluon(inputs: _Inputs) -> bool:
+    sizes = (inputs.q_BTHK.shape[-1], inputs.v_BTHV.shape[-1])
+    return triton_tiles.use_gluon(inputs.v_BTHV, *sizes)
+
+
+def _choose(kernel: str, inputs: _Inputs) -> Any:
+    v_BTHV = inputs.v_BTHV
+    sizes = (inputs.q_BTHK.shape[-1], v_BTHV.shape[-1])
+    return triton_tiles.choose_tile(kernel, v_BTHV.dtype, *sizes)
+
+
+# Kernel, and whether the default set has its chosen tile at K = V = 128.
+LAUNCHES: dict[str, tuple[Callable[..., None], bool]] = {
+    "inverse": (_inverse, True),
+    "segment": (_segment, True),
+    "walk": (_walk, True),
+    "saving_walk": (partial(_walk, save=True), False),
+    "reverse": (_reverse, True),
+    "gradient": (_gradient, True),
+}
+PREDICTING: dict[str, Callable[..., None]] = {
+    "saving_walk": partial(_walk, save=True, prediction=True),
+    "reverse": partial(_reverse, prediction=True),
+}
+GIVEN: dict[str, Callable[[_Inputs], None]] = {
+    "walk": partial(_given_walk, save=False),
+    "saving_walk": partial(_given_walk, save=True),
+    "reverse": _given_reverse,
+    "gradient": _given_gradient,
 }
 
 
@@ -143,26 +222,40 @@ def _tile_name(tile: Any) -> str:
     return " ".join(f"{name}{value}" for name, value in vars(tile).items())
 
 
-def _launch(kernel: str, tile: Any, dtype: torch.dtype, key_size: int, value_size: int) -> None:
-    LAUNCHES[kernel](tile, _inputs(dtype, key_size, value_size))
+def _case(
+    name: str,
+    launch: Callable[..., None],
+    dtype: torch.dtype,
+    sizes: tuple[int, int],
+    tile: Any = None,
+    *,
+    default: bool = False,
+) -> CompileCase:
+    tiles = () if tile is None else (tile,)
+    key_size, value_size = sizes
+    words = [name, f"K{key_size} V{value_size} {str(dtype).removeprefix('torch.')}"]
+    words += [_tile_name(each) for each in tiles]
+    return CompileCase(
+        " ".join(words), lambda: launch(*tiles, _inputs(dtype, *sizes)), default=default
+    )
 
 
 def _cases() -> Iterator[CompileCase]:
+    for sizes in GIVEN_SIZES:
+        for kernel, launch in GIVEN.items():
+            default = sizes in DEFAULT_SIZES
+            yield _case(f"given {kernel}", launch, torch.bfloat16, sizes, default=default)
     for dtype in (torch.bfloat16, torch.float32):
-        for key_size, value_size in SIZES:
-            for kernel in LAUNCHES:
-                chosen = triton_tiles.choose_tile(kernel, dtype, key_size, value_size)
-                for tile in triton_tiles.tiles(kernel, dtype, key_size, value_size):
-                    yield CompileCase(
-                        f"{kernel} K{key_size} V{value_size} {str(dtype).removeprefix('torch.')} "
-                        + _tile_name(tile),
-                        partial(_launch, kernel, tile, dtype, key_size, value_size),
-                        default=(
-                            dtype == torch.bfloat16
-                            and (key_size, value_size) in DEFAULT_SIZES
-                            and tile == chosen
-                        ),
-                    )
+        for sizes in SIZES:
+            usual = dtype == torch.bfloat16 and sizes == SIZES[0]
+            for kernel, (launch, listed) in LAUNCHES.items():
+                chosen = triton_tiles.choose_tile(kernel, dtype, *sizes)
+                for tile in triton_tiles.tiles(kernel, dtype, *sizes):
+                    default = usual and listed and tile == chosen
+                    yield _case(kernel, launch, dtype, sizes, tile, default=default)
+            for kernel, launch in PREDICTING.items():
+                chosen = triton_tiles.choose_tile(kernel, dtype, *sizes)
+                yield _case(f"predicting {kernel}", launch, dtype, sizes, chosen)
 
 
 COMPILE_CASES: tuple[CompileCase, ...] = tuple(_cases())

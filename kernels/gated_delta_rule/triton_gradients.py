@@ -64,7 +64,8 @@ def decay_gradient(b_dc, b_written, passed, o_r, o_s, PARTS: tl.constexpr):
         b_passed = passed + tl.sum(tl.where(o_s < o_r, b_written[None, :], 0.0), 1)
     else:
         b_dc -= b_written
-        b_passed = passed + tl.sum(b_written, 0)
+        # As a row: Triton 3.6 cannot place the sum of a vector of sums of products for Blackwell.
+        b_passed = passed + tl.sum(b_written[None, :], 1)
     return tl.cumsum(b_dc, 0, reverse=True) + b_passed
 
 

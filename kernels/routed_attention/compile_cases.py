@@ -73,9 +73,9 @@ class Problem:
 DEFAULT = (
     Problem(128, 128, torch.bfloat16),
     Problem(128, 128, torch.bfloat16, switches=True),
-    Problem(64, 64, torch.bfloat16),
 )
 OTHERS = (
+    Problem(64, 64, torch.bfloat16),
     Problem(32, 64, torch.bfloat16),
     Problem(72, 40, torch.bfloat16),
     Problem(128, 128, torch.float16),

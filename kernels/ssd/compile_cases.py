@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,8 @@ from ham.kernels.compile_cases import CompileCase
 from ham.kernels.ssd.triton_backward import gradients
 from ham.kernels.ssd.triton_forward import walk
 from ham.kernels.ssd.triton_states import Segments, accumulate, chunk_gates
-from ham.kernels.ssd.triton_tiles import Kernel, Tile, choose_chunk, tiles
+from ham.kernels.ssd.triton_tiles import Kernel, Tile, choose_chunk, choose_tile, tiles
+from ham.kernels.triton_target import target_of
 
 HEADS = 4
 CHUNKS = 2
@@ -95,37 +97,48 @@ def _gradients(sizes: Sizes, tile: Tile) -> None:
     gradients(x_BTHP, x_BTHP, projection, projection, rates, rates, gates, states, states, tile)
 
 
-def _cases(sizes: Sizes, default: bool) -> tuple[CompileCase, ...]:
-    """Every kernel with every tile that it may be given for these sizes."""
+def _launch(launch: Callable[..., None], kernel: Kernel, sizes: Sizes, tile: Tile | None) -> None:
+    """With the tile of the target unless another is given."""
+    chunk, target = choose_chunk(sizes.dtype), target_of(torch.device("cpu"))
+    launch(sizes, tile or choose_tile(kernel, sizes.dtype, sizes.head, chunk, target))
+
+
+def _cases(sizes: Sizes, default: tuple[str, ...] = ()) -> tuple[CompileCase, ...]:
+    """Every kernel with the tile of the target and with every tile that it may be given.
+
+    Args:
+        sizes: Sizes of all cases.
+        default: What the default set has with the tile of the target.
+    """
     gradient: Kernel = "gradient" if sizes.groups == HEADS else "group_gradient"
-    launches = {
+    launches: dict[str, tuple[Kernel, Callable[..., None]]] = {
         "saving walk": ("walk", partial(_walk, save=True, several=False)),
         "walk over segments": ("walk", partial(_walk, save=False, several=True)),
         "reverse walk": ("accumulate", partial(_accumulate, forward=False)),
         "segment sums": ("accumulate", partial(_accumulate, forward=True)),
         gradient.replace("_", " "): (gradient, _gradients),
     }
-    usual = ("saving walk", "reverse walk", gradient.replace("_", " "))
-    return tuple(
-        CompileCase(
-            f"{name} {sizes.name} {tile.name}",
-            partial(launch, sizes, tile),
-            default and number == 0 and (name in usual or sizes.head == 128),
-        )
-        for name, (kernel, launch) in launches.items()
-        for number, tile in enumerate(
-            tiles(kernel, sizes.dtype, sizes.head, choose_chunk(sizes.dtype))
-        )
-    )
+    cases = []
+    for name, (kernel, launch) in launches.items():
+        call = partial(_launch, launch, kernel, sizes)
+        cases.append(CompileCase(f"{name} {sizes.name}", partial(call, None), name in default))
+        cases += [
+            CompileCase(f"{name} {sizes.name} {tile.name}", partial(call, tile), default=False)
+            for tile in tiles(kernel, sizes.dtype, sizes.head, choose_chunk(sizes.dtype))
+        ]
+    return tuple(cases)
 
 
 COMPILE_CASES: tuple[CompileCase, ...] = (
     CompileCase("chunk gates C64", partial(_chunk_gates, 64)),
-    *_cases(Sizes(128, 128, HEADS), default=True),
-    *_cases(Sizes(64, 128, 1), default=True),
-    *_cases(Sizes(64, 64, 1), default=True),
-    *_cases(Sizes(64, 64, HEADS), default=False),
-    *_cases(Sizes(128, 128, 1), default=False),
-    *_cases(Sizes(64, 64, 1, torch.float32), default=False),
-    *_cases(Sizes(128, 128, HEADS, torch.float32), default=False),
+    *_cases(
+        Sizes(128, 128, HEADS),
+        ("saving walk", "walk over segments", "reverse walk", "segment sums", "gradient"),
+    ),
+    *_cases(Sizes(64, 128, 1), ("group gradient",)),
+    *_cases(Sizes(64, 64, 1)),
+    *_cases(Sizes(64, 64, HEADS)),
+    *_cases(Sizes(128, 128, 1)),
+    *_cases(Sizes(64, 64, 1, torch.float32)),
+    *_cases(Sizes(128, 128, HEADS, torch.float32)),
 )

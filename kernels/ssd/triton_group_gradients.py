@@ -139,7 +139,8 @@ def _head_side(
         b_wrote += tl.sum(b_dx * b_x.to(tl.float32), 1)
         b_dx = tl.dot(b_narrow, b_dy, b_dx * b_dt[:, None], input_precision=PRECISION)
         store_rows(p_dx, st_dx, i_p, mask_t, b_dx, P, BP, C)
-    tl.store(p_skip, tl.sum(tl.sum(tl.where(o_j == o_i, b_flow, 0.0), 1), 0))
+    # At once: Triton 3.6 cannot place a sum of sums of a product for Blackwell.
+    tl.store(p_skip, tl.sum(tl.where(o_j == o_i, b_flow, 0.0)))
     b_pairs = b_flow * b_within
     tl.store(p_flow + 2 * C + o_c, b_wrote + tl.sum(b_pairs, 1))
     b_gate = pairs_gate(b_pairs * b_dt[:, None], o_j < o_i, PARTS)

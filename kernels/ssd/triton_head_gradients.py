@@ -128,7 +128,8 @@ def _write_side(
         b_dx = tl.dot(b_b, b_dstate, input_precision=PRECISION) * (b_dt * b_to_end)[:, None]
         b_dx = tl.dot(b_narrow, b_dy, b_dx, input_precision=PRECISION)
         store_rows(p_dx, st_dx, i_p, mask_t, b_dx, P, BP, C)
-    tl.store(p_skip, tl.sum(tl.sum(tl.where(o_j == o_i, b_flow, 0.0), 1), 0))
+    # At once: Triton 3.6 cannot place a sum of sums of a product for Blackwell.
+    tl.store(p_skip, tl.sum(tl.where(o_j == o_i, b_flow, 0.0)))
     # Loaded and multiplied again, so that they do not occupy registers during the loop.
     b_b = load_rows(p_b, st_b, 0, mask_t, S, BS, C)
     b_c = load_rows(p_c, st_c, 0, mask_t, S, BS, C)

@@ -261,6 +261,9 @@ SIGNATURE = """
 import json, subprocess, sys
 import torch, triton
 import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.tools.tensor_descriptor import TensorDescriptor
 from ham.kernels.compile_cases import CompileCase
 from ham.kernels.gate.figures import figures_of, tool
 from ham.kernels.gate.record import compile_launch, record
@@ -273,6 +276,22 @@ def kernel(p_a, p_b, p_none, T, one, even, odd, scale, N: tl.constexpr):
     tl.store(p_a + tl.arange(0, N), scale)
 
 
+@gluon.jit
+def gluon_kernel(p_a):
+    gl.store(p_a + gl.arange(0, 128, layout=gl.BlockedLayout([1], [32], [4], [0])), 0.0)
+
+
+@triton.jit
+def descriptor_kernel(d, p_a):
+    tl.store(p_a + tl.arange(0, 64)[:, None] * 64 + tl.arange(0, 64)[None, :], d.load([0, 0]))
+
+
+def others():
+    a = torch.zeros(64, 64, dtype=torch.bfloat16)
+    gluon_kernel[(1,)](a)
+    descriptor_kernel[(1,)](TensorDescriptor.from_tensor(a, [64, 64]), a)
+
+
 def launch():
     a = torch.zeros(65, dtype=torch.bfloat16)
     kernel[(1,)](a[:64], a[1:], None, 64, 1, 32, 33, 0.5, N=64, num_warps=2)
@@ -281,6 +300,7 @@ def launch():
 (one,) = record(CompileCase("x", launch), TARGETS["sm_90"])
 (spilling,) = record(CompileCase("y", outer), TARGETS["sm_90"])
 compiled = compile_launch(spilling)
+in_gluon, described = record(CompileCase("z", others), TARGETS["sm_90"])
 open(sys.argv[1], "w").write(compiled.asm["ptx"])
 command = [tool("ptxas"), "-v", "-lineinfo", "--gpu-name=sm_90a", sys.argv[1], "-o", "/dev/null"]
 print(json.dumps({
@@ -288,6 +308,9 @@ print(json.dumps({
     "constants": {str(k): v for k, v in one.source.constants.items()},
     "attributes": sorted(k[0] for k, v in one.source.attrs.items() if v),
     "warps": one.options["num_warps"],
+    "gluon": figures_of(compile_launch(in_gluon), TARGETS["sm_90"]),
+    "descriptor": described.source.signature["d"],
+    "described": figures_of(compile_launch(described), TARGETS["sm_90"]),
     "figures": figures_of(compiled, TARGETS["sm_90"]),
     "ptxas": subprocess.run(command, capture_output=True, text=True, check=True).stderr,
 }))
@@ -318,6 +341,9 @@ def test_specialisation_is_tritons_and_spills_are_ptxas_s(
     assert found["constants"] == {"(2,)": None, "(4,)": 1, "(8,)": 64}
     assert found["attributes"] == [0, 5], "p_a and even are divisible by 16, T is not specialised"
     assert found["warps"] == 2
+    assert found["gluon"]["global_stores"] > 0
+    assert found["descriptor"] == "tensordesc<bf16[64, 64]>"
+    assert found["described"]["tma_loads"] == 1
     figures = found["figures"]
     assert figures["spill_store_bytes"] > 0
     assert f"{figures['spill_store_bytes']} bytes spill stores" in found["ptxas"]

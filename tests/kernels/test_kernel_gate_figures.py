@@ -80,6 +80,15 @@ def test_changes(change: dict[str, int], worse: bool | None, text: str) -> None:
     assert all(text in each.text for each in changes)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "worse"),
+    [(168, 184, None), (168, 185, True), (400, 421, True), (400, 420, None), (168, 150, False)],
+)
+def test_spills_may_vary_by_a_few_words(before: int, after: int, worse: bool | None) -> None:
+    old, new = ({**FIGURES, "spill_store_bytes": each} for each in (before, after))
+    assert [each.worse for each in compare(old, new)] == ([] if worse is None else [worse])
+
+
 def test_limits() -> None:
     figures = {"shared_bytes": 100 * 1024}
     assert over_limits(figures, TARGETS["sm_90"]) == []
