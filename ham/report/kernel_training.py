@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from ham.report.formats import byte_size, count, join_words, reason, significant
 from ham.report.kernel_plots import color_of
 from ham.report.loss_curves import WINDOW, absolute_differences, smoothed
-from ham.report.plots_base import WIDTH_INCHES, Drawing, legend_lines, new_figure
+from ham.report.plots_base import WIDTH_INCHES, Drawing, legend_lines, log_y_plain, new_figure
 from ham.report.rows import Row
 from ham.report.tables_base import Column, Record, Table
 
@@ -157,6 +157,7 @@ def training_figure(run: TrainingRun) -> Drawing | None:
         "same weights, batches and learning rates; nats per token",
         rows=2 if distances else 1,
         panel_height=2.6,
+        left=0.85,
         row_gap=0.85,
         legend=legend_lines(curves),
         titled=True,
@@ -217,7 +218,7 @@ def _draw_distances(axes: Axes, distances: dict[str, tuple[list[int], list[float
         axes.plot(xs, shown, **_line(variant))
     axes.set_title(f"absolute difference from torch, mean of {WINDOW} steps")
     if positive:
-        axes.set_yscale("log")
+        log_y_plain(axes)
 
 
 def _smooth_line(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:

@@ -2,9 +2,9 @@
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests and configuration, or
 the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`) and of training with each
-provider (`kernel_training.rows.jsonl`), or all of them. They are source
-files: no rule ever writes them, so a fresh machine reruns nothing. The report in
-`reports/published/<name>/` can be made again from them at any time, byte for byte.
+provider (`kernel_training.rows.jsonl`), or all of them. They are source files: no rule ever writes
+them, so a fresh machine reruns nothing. The report in `reports/published/<name>/` can be made again
+from them at any time, byte for byte.
 """
 
 from __future__ import annotations
