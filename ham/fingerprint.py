@@ -27,6 +27,7 @@ NEUTRAL = frozenset(
     {
         "ham",
         "ham.cli",
+        "ham.cli._kernels_training",
         "ham.config",
         "ham.device",
         "ham.doctor",

@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ class Job:
             parameters=model.count_parameters(),
             seed=self.seed,
             device=device_name(self.device.type, self.manifest["gpus"]),
+            provider=used_providers(model),
             launch_mode=launch_mode,
             config_hash=self.config_hash,
             code_fingerprint=self.code_fingerprint,
@@ -70,6 +71,24 @@ class Job:
         writer.write(rows_path)
 
 
+def used_providers(model: DecoderLM) -> str:
+    """Providers of the operations that a model calls, where its weights are.
+
+    `auto` is resolved for the device alone; sizes that a provider refuses are not looked at.
+
+    Returns:
+        Their distinct names joined with "+"; `torch` for a mixer that calls none.
+    """
+    from ham.kernels.registry import TORCH, find_provider
+
+    names = {
+        find_provider(operation, block.mixer.shape.kernels, model.device).name: None
+        for block in model.blocks
+        for operation in block.mixer.operations
+    }
+    return "+".join(names) or TORCH
+
+
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that all three stages share."""
     parser.add_argument("config", nargs="+", help="YAML file; later ones overlay earlier ones")
@@ -80,8 +99,20 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def open_job(arguments: argparse.Namespace, stage: str) -> Iterator[Job]:
+def open_job(
+    arguments: argparse.Namespace,
+    stage: str,
+    *,
+    output: Path | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Iterator[Job]:
     """Validate the request, take the device, collect the manifest.
+
+    Args:
+        arguments: Those of `add_job_arguments`, and `out` or `rows`.
+        stage: `train`, `evaluate` or `measure`; also of a job that does a part of such a stage.
+        output: What the job owns while it runs; that of the stage when None.
+        extra: Further values for the manifest.
 
     Raises:
         ConfigError: If the configuration, the arm or the seed is not legal.
@@ -93,7 +124,7 @@ def open_job(arguments: argparse.Namespace, stage: str) -> Iterator[Job]:
         raise ConfigError(
             f"seed {arguments.seed} is not in the configuration; known: {config.seeds}"
         )
-    output = arguments.out if stage == "train" else arguments.rows
+    output = output or (arguments.out if stage == "train" else arguments.rows)
     with sole_writer(output), gpu_lease(config.device):
         import torch
 
@@ -108,5 +139,5 @@ def open_job(arguments: argparse.Namespace, stage: str) -> Iterator[Job]:
             device=device,
             config_hash=stage_hash(config, stage, arm.name),
             code_fingerprint=stage_fingerprint(stage, arm.mixer),
-            manifest=collect_manifest(resolved, sys.argv, seeds=[arguments.seed]),
+            manifest=collect_manifest(resolved, sys.argv, [arguments.seed], extra),
         )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ham.cli import _kernels_gate, _kernels_speed
+from ham.cli import _kernels_gate, _kernels_speed, _kernels_training
 from ham.device import DEVICES
 from ham.errors import ConfigError, unknown_choice
 
@@ -21,7 +21,7 @@ MISSING = "–"
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add the parsers of `ham kernels verify` and `ham kernels bench`."""
+    """Add the parsers of every `ham kernels` command."""
     parser = subparsers.add_parser("kernels", help="verify and time the operations' providers")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     check = actions.add_parser(
@@ -35,6 +35,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     speed.set_defaults(handler=bench)
     _kernels_gate.register(actions)
     _kernels_speed.register_report(actions)
+    _kernels_training.register(actions)
 
 
 def verify(arguments: argparse.Namespace) -> int:

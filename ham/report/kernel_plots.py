@@ -21,7 +21,7 @@ from ham.report.kernel_cells import (
     label,
 )
 from ham.report.palette import EXTRA_COLORS, INK, MUTED
-from ham.report.plots_base import WIDTH_INCHES, Drawing, legend_lines, log_y_time, new_figure
+from ham.report.plots_base import WIDTH_INCHES, Drawing, legend_lines, log_y_plain, new_figure
 from ham.report.rows import Row
 
 DRAWN_MODES = ("forward", "forward_backward")
@@ -164,7 +164,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     if low > 0 and high / low > LOG_RATIO:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.8, high * (high / low) ** 0.28 * 1.2)
-        log_y_time(axes)
+        log_y_plain(axes)
     else:
         axes.set_ylim(0, high * 1.25)
 

@@ -1,8 +1,10 @@
 """The report of a kernel speed run: tables, figures, targets. Equal rows give equal bytes.
 
+Rows of `ham kernels train` add a section on training with each provider; they may also stand alone.
+
 kernels.md                     summary: device, ceilings, targets, every table
-kernels/NAME.{md,csv,tex}      a table for each operation, the ceilings, the targets
-kernels/NAME.{png,svg}         a figure for each operation
+kernels/NAME.{md,csv,tex}      a table for each operation, training run, the ceilings, the targets
+kernels/NAME.{png,svg}         a figure for each operation and training run
 kernels.json                   what was made
 """
 
@@ -18,7 +20,14 @@ from ham.report.kernel_cells import OPERATION_WORDS, SpeedRows
 from ham.report.kernel_plots import operation_figure
 from ham.report.kernel_tables import ceilings_table, speed_tables
 from ham.report.kernel_targets import targets_table
-from ham.report.plots_base import save_png, save_svg, style_context
+from ham.report.kernel_training import (
+    TrainingRun,
+    comparison_sentences,
+    training_figure,
+    training_runs,
+    training_table,
+)
+from ham.report.plots_base import Drawing, save_png, save_svg, style_context
 from ham.report.rows import Row
 from ham.report.tables_base import Table
 
@@ -41,21 +50,27 @@ def build_kernel_report(
         The content of `kernels.json`.
     """
     found = SpeedRows(rows)
-    tables = [ceilings_table(found), targets_table(found), *speed_tables(rows)]
+    runs = training_runs(rows)
+    trained = [row for run in runs for row in run.rows]
+    used = [*found.rows, *trained]
+    tables = []
+    if found.rows or not runs:
+        tables = [ceilings_table(found), targets_table(found), *speed_tables(rows)]
+    tables += [training_table(run) for run in runs]
     numbers = {table.name: table for table in speed_tables(rows, numbers=True)}
     files = []
     for table in tables:
         files += _write_table(out, table, numbers.get(table.name, table))
-    figures = _write_figures(out, found)
+    figures = _write_figures(out, found, runs)
     files += [name for names in figures.values() for name in names]
-    write_text(out / SUMMARY, _summary(found, tables, figures, manifests))
+    write_text(out / SUMMARY, _summary(used, tables, figures, runs, manifests))
     listing = {
         "files": [SUMMARY, *files],
-        "devices": found.devices,
-        "rows": len(found.rows),
-        "failed_rows": sum(row.error is not None for row in found.rows),
-        "wrong_rows": sum(row.correct is False for row in found.rows),
-        "manifests": sorted({row.manifest_id for row in found.rows}),
+        "devices": _devices(used),
+        "rows": len(used),
+        "failed_rows": sum(row.error is not None for row in used),
+        "wrong_rows": sum(row.correct is False for row in used),
+        "manifests": sorted({row.manifest_id for row in used}),
     }
     write_json(out / LISTING, listing)
     return listing
@@ -75,43 +90,58 @@ def _write_table(out: Path, table: Table, numbers: Table) -> list[str]:
     return names
 
 
-def _write_figures(out: Path, rows: SpeedRows) -> dict[str, list[str]]:
-    """Files of each operation that has a figure."""
+def _write_figures(out: Path, rows: SpeedRows, runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
+    """Files of each operation and training run that has a figure."""
     written = {}
     with style_context():
-        for operation in rows.operations():
-            drawing = operation_figure(rows, operation)
-            if drawing is None:
-                continue
-            png, svg = (f"{FOLDER}/{operation}.{suffix}" for suffix in ("png", "svg"))
-            with atomic_writer(out / png, "wb") as handle:
-                handle.write(save_png(drawing.figure))
-            write_text(out / svg, save_svg(drawing.figure))
-            written[operation] = [png, svg]
+        drawings = {name: operation_figure(rows, name) for name in rows.operations()}
+        drawings |= {run.name: training_figure(run) for run in runs}
+        for name, drawing in drawings.items():
+            if drawing is not None:
+                written[name] = _write_figure(out, name, drawing)
     return written
 
 
+def _write_figure(out: Path, name: str, drawing: Drawing) -> list[str]:
+    png, svg = (f"{FOLDER}/{name}.{suffix}" for suffix in ("png", "svg"))
+    with atomic_writer(out / png, "wb") as handle:
+        handle.write(save_png(drawing.figure))
+    write_text(out / svg, save_svg(drawing.figure))
+    return [png, svg]
+
+
 def _summary(
-    rows: SpeedRows,
+    rows: Sequence[Row],
     tables: Sequence[Table],
     figures: Mapping[str, Sequence[str]],
+    runs: Sequence[TrainingRun],
     manifests: Sequence[Mapping[str, Any]],
 ) -> str:
+    trained = {run.name: run for run in runs}
     lines = ["# Kernel speed", "", *_provenance(rows, manifests), ""]
     for table in tables:
         lines += [f"## {table.title}", ""]
         if table.name in figures:
-            words = OPERATION_WORDS.get(table.name, table.name)
-            lines += [f"![{words}: time of a call]({figures[table.name][0]})", ""]
+            words = f"{OPERATION_WORDS.get(table.name, table.name)}: time of a call"
+            if table.name in trained:
+                words = f"{table.title}: loss against step, and its distance from torch"
+            lines += [f"![{words}]({figures[table.name][0]})", ""]
+        if table.name in trained:
+            for sentence in comparison_sentences(trained[table.name]):
+                lines += [sentence, ""]
         lines += [*table_format.markdown_grid(table), ""]
         note = " ".join(part for part in (table.note, table.legend) if part)
         lines += [note, ""]
     return "\n".join(lines)
 
 
-def _provenance(rows: SpeedRows, manifests: Sequence[Mapping[str, Any]]) -> list[str]:
+def _devices(rows: Sequence[Row]) -> list[str]:
+    return sorted({row.device for row in rows})
+
+
+def _provenance(rows: Sequence[Row], manifests: Sequence[Mapping[str, Any]]) -> list[str]:
     """Device, commit, versions and the command that made the rows."""
-    lines = [f"- Device: {', '.join(rows.devices) or 'unknown'}"]
+    lines = [f"- Device: {', '.join(_devices(rows)) or 'unknown'}"]
     for manifest in manifests:
         versions = manifest.get("versions", {})
         known = ", ".join(
@@ -123,6 +153,6 @@ def _provenance(rows: SpeedRows, manifests: Sequence[Mapping[str, Any]]) -> list
             lines.append(f"- Peers: {', '.join(f'{k} {v}' for k, v in sorted(peers.items()))}")
         commands = manifest.get("measured", {}).get("commands") or [manifest.get("command", [])]
         lines += [f"- Command: `{' '.join(command)}`" for command in commands]
-    failed = sum(row.error is not None for row in rows.rows)
-    lines.append(f"- {len(rows.rows)} rows, {failed} of them failed or skipped, with the reason")
+    failed = sum(row.error is not None for row in rows)
+    lines.append(f"- {len(rows)} rows, {failed} of them failed or skipped, with the reason")
     return lines

@@ -418,8 +418,8 @@ def log_y_rate(axes: Axes) -> None:
     _log_y(axes, 10, lambda value, _: short_rate(value))
 
 
-def log_y_time(axes: Axes) -> None:
-    """A decimal axis in plain milliseconds with at most eight ticks."""
+def log_y_plain(axes: Axes) -> None:
+    """A decimal axis in plain numbers (milliseconds, losses) with at most eight ticks."""
     _log_y(axes, 10, lambda value, _: f"{value:g}")
 
 

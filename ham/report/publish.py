@@ -1,9 +1,10 @@
 """Published results: rows and manifests in git, and everything that is made from them.
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests and configuration, or
-the rows and manifest of a kernel speed run (`kernel_speed.rows.jsonl`), or both. They are source
-files: no rule ever writes them, so a fresh machine reruns nothing. The report in
-`reports/published/<name>/` can be made again from them at any time, byte for byte.
+the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`) and of training with each
+provider (`kernel_training.rows.jsonl`), or all of them. They are source files: no rule ever writes
+them, so a fresh machine reruns nothing. The report in `reports/published/<name>/` can be made again
+from them at any time, byte for byte.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ RESULTS = Path("results/published")
 REPORTS = Path("reports/published")
 CONFIG_FILE = "config.yaml"
 KERNEL_ROWS = "kernel_speed.rows.jsonl"
+TRAINING_ROWS = "kernel_training.rows.jsonl"
+KERNEL_FILES = (KERNEL_ROWS, TRAINING_ROWS)
 
 
 def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> list[Path]:
@@ -71,7 +74,7 @@ def published_names(root: Path = Path()) -> list[str]:
     return sorted(
         {
             path.parent.name
-            for file in (CONFIG_FILE, KERNEL_ROWS)
+            for file in (CONFIG_FILE, *KERNEL_FILES)
             for path in (root / RESULTS).glob(f"*/{file}")
         }
     )
@@ -86,7 +89,7 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
         out: Folder to write; `reports/published/<name>` when None.
 
     Returns:
-        The first page of each report: `index.html` of a run, `kernels.md` of a kernel speed run.
+        The first page of each report: `index.html` of a run, `kernels.md` of kernel rows.
 
     Raises:
         MissingDataError: If nothing is published under that name.
@@ -96,8 +99,9 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
     pages = []
     if (folder / CONFIG_FILE).is_file():
         pages.append(_build_run(folder, target))
-    if (folder / KERNEL_ROWS).is_file():
-        pages.append(_build_kernels(folder, target))
+    kernel_files = [folder / name for name in KERNEL_FILES if (folder / name).is_file()]
+    if kernel_files:
+        pages.append(_build_kernels(kernel_files, target))
     if not pages:
         known = ", ".join(published_names(root)) or "none"
         raise MissingDataError(f"nothing is published as {name!r}; known: {known}")
@@ -105,7 +109,7 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
 
 
 def _build_run(folder: Path, target: Path) -> Path:
-    files = sorted(path for path in folder.glob("*.rows.jsonl") if path.name != KERNEL_ROWS)
+    files = sorted(path for path in folder.glob("*.rows.jsonl") if path.name not in KERNEL_FILES)
     values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     build_report(
         read_rows(files),
@@ -116,9 +120,9 @@ def _build_run(folder: Path, target: Path) -> Path:
     return target / "index.html"
 
 
-def _build_kernels(folder: Path, target: Path) -> Path:
-    rows = folder / KERNEL_ROWS
-    listing = build_kernel_report(read_rows(rows), target, [read_manifest(manifest_path(rows))])
+def _build_kernels(files: list[Path], target: Path) -> Path:
+    manifests = [read_manifest(manifest_path(path)) for path in files]
+    listing = build_kernel_report(read_rows(files), target, manifests)
     return target / listing["files"][0]
 
 

@@ -83,12 +83,7 @@ class Trainer:
         with self._signals(), self._progress() as progress:
             last_save = time.monotonic()
             while self.step < self.settings.steps:
-                if self.step == self.freeze_step:
-                    self._freeze()
-                begin = time.perf_counter()
-                loss, fractions = self._optimise()
-                self.train_seconds += time.perf_counter() - begin
-                self.step += 1
+                loss, fractions = self._advance()
                 self._record(loss, fractions)
                 progress.advance(note=self._note(loss, fractions))
                 saved = time.monotonic() - last_save >= self.settings.checkpoint_seconds
@@ -98,6 +93,17 @@ class Trainer:
                 if self._stop_signal is not None:
                     self._stop()
         return self._finish(out_folder)
+
+    def losses(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Train to the end, and neither log, validate nor save anything.
+
+        Yields:
+            After each optimiser step the mean loss and the routed fraction of each layer. They
+            stay on the device: reading one waits for it.
+        """
+        self.model.train()
+        while self.step < self.settings.steps:
+            yield self._advance()
 
     @property
     def freeze_step(self) -> int:
@@ -116,6 +122,16 @@ class Trainer:
             recall_fraction,
             seed,
         )
+
+    def _advance(self) -> tuple[Tensor, list[Tensor]]:
+        """One optimiser step, timed, after freezing the thresholds where it is time to."""
+        if self.step == self.freeze_step:
+            self._freeze()
+        begin = time.perf_counter()
+        result = self._optimise()
+        self.train_seconds += time.perf_counter() - begin
+        self.step += 1
+        return result
 
     def _optimise(self) -> tuple[Tensor, list[Tensor]]:
         """One optimiser step; returns the mean loss and the routed fraction of each layer."""
