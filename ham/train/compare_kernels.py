@@ -20,6 +20,7 @@ import dataclasses
 import gc
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ham.errors import CorruptFileError, MissingDataError, unknown_choice
+from ham.errors import CorruptFileError, HamError, MissingDataError, unknown_choice
 from ham.job import Job, used_providers
 from ham.kernels.triton_target import interpreting
 from ham.report.loss_curves import (
@@ -140,7 +141,7 @@ class Comparison:
         self.advance = advance
 
     def run(self, name: str) -> Curve:
-        """Train one variant; what it raises becomes the error of its curve.
+        """Train one variant; what it raises becomes the error of its curve, a defect is printed.
 
         Raises:
             MissingDataError, CorruptFileError: If there is nothing to train on.
@@ -152,6 +153,8 @@ class Comparison:
         except (MissingDataError, CorruptFileError):
             raise
         except Exception as error:
+            if not isinstance(error, HamError):
+                traceback.print_exc()
             first = next(iter(str(error).strip().splitlines()), "")
             curve = Curve(name, curve.provider, error=f"{type(error).__name__}: {first}"[:300])
         self._free()
