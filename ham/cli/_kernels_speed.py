@@ -28,6 +28,9 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
         "--shapes", nargs="+", metavar="SHAPE", help="e.g. B8_T4096_H16_D128 (GPU only)"
     )
     parser.add_argument(
+        "--fractions", nargs="+", type=float, metavar="F", help="routed shares (GPU only)"
+    )
+    parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="JSON-lines file to write, with a manifest"
     )
     parser.add_argument(
@@ -75,7 +78,9 @@ def run_bench(arguments: argparse.Namespace, device: torch.device, **ceiling_siz
 
     started = time.monotonic()
     check_names(arguments.providers)
-    problems = choose_problems(arguments.ops, arguments.shapes, arguments.quick)
+    problems = choose_problems(
+        arguments.ops, arguments.shapes, arguments.quick, arguments.fractions
+    )
     dtype = arguments.dtype or "bfloat16"
     code = kernel_fingerprint()
     manifest: dict[str, Any] = speed_manifest(device.type, dtype, sys.argv, code)

@@ -7,7 +7,7 @@ size of Mamba-2, G groups that share keys (or b and c); `B8_T4096_H16_D128`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -288,7 +288,9 @@ def default_shapes(operation: str, quick: bool) -> tuple[str, ...]:
     return shapes[:QUICK_SHAPES] if quick else shapes
 
 
-def make_problems(operation: str, shape: str, quick: bool = False) -> list[Problem]:
+def make_problems(
+    operation: str, shape: str, fractions: Sequence[float] = FRACTIONS
+) -> list[Problem]:
     """Every problem of an operation at a shape: one, or one for each fraction and full attention.
 
     Raises:
@@ -299,7 +301,6 @@ def make_problems(operation: str, shape: str, quick: bool = False) -> list[Probl
     elif operation == "ssd":
         problems = [SsdProblem(shape)]
     else:
-        fractions = (0.25,) if quick else FRACTIONS
         if operation == "routed_attention":
             problems = [AttentionProblem(shape, part) for part in (*fractions, DENSE)]
         else:
@@ -310,20 +311,26 @@ def make_problems(operation: str, shape: str, quick: bool = False) -> list[Probl
 
 
 def choose_problems(
-    operations: list[str] | None, shapes: list[str] | None, quick: bool
+    operations: list[str] | None,
+    shapes: list[str] | None,
+    quick: bool,
+    fractions: Sequence[float] | None = None,
 ) -> list[Problem]:
     """Problems of the named operations (default: all) at the named shapes that fit them.
 
     Raises:
-        ConfigError: If an operation is unknown or no problem is left.
+        ConfigError: If an operation is unknown, a fraction is no share or no problem is left.
     """
+    fractions = fractions or ((0.25,) if quick else FRACTIONS)
+    if not all(0 < part < 1 for part in fractions):
+        raise ConfigError(f"routed fractions lie between 0 and 1, not {list(fractions)}")
     problems: list[Problem] = []
     for operation in operations or OPERATIONS:
         if operation not in OPERATIONS:
             raise ConfigError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}")
         for shape in shapes or default_shapes(operation, quick):
             try:
-                problems += make_problems(operation, shape, quick)
+                problems += make_problems(operation, shape, fractions)
             except ConfigError:
                 if not shapes or len(operations or ()) == 1:
                     raise
