@@ -66,7 +66,7 @@ def precision(dtype: torch.dtype) -> str:
 # outside the loops (Triton 3.6); the numbers are in the README.
 HOPPER = {
     ("forward", True): Tile(128, 64, 8, 2, 128),
-    ("forward", False): Tile(128, 128, 8, 2),
+    ("forward", False): Tile(128, 64, 8, 2, 128),
     ("query_gradient", True): Tile(128, 64, 8, 3),
     ("query_gradient", False): Tile(128, 64, 8, 2),
     ("key_gradient", True): Tile(64, 64, 4, 2),
