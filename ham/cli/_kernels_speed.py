@@ -17,19 +17,7 @@ DTYPES = ("float32", "bfloat16")
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ham kernels bench`."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the inputs (default: bfloat16 on a GPU, else float32)"
-    )
-    parser.add_argument("--ops", nargs="+", metavar="OP", help="operations (default: all)")
-    parser.add_argument(
-        "--providers", nargs="+", metavar="NAME", help="providers (default: all but the reference)"
-    )
-    parser.add_argument(
-        "--shapes", nargs="+", metavar="SHAPE", help="e.g. B8_T4096_H16_D128 (GPU only)"
-    )
-    parser.add_argument(
-        "--fractions", nargs="+", type=float, metavar="F", help="routed shares (GPU only)"
-    )
+    _add_choice(parser)
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="JSON-lines file to write, with a manifest"
     )
@@ -44,9 +32,64 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="time providers whose result is wrong, and peers that refuse, marked as such",
     )
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """The options that say which problems and providers."""
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the inputs (default: bfloat16 on a GPU, else float32)"
+    )
+    parser.add_argument("--ops", nargs="+", metavar="OP", help="operations (default: all)")
+    parser.add_argument(
+        "--providers", nargs="+", metavar="NAME", help="providers (default: all but the reference)"
+    )
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="SHAPE", help="e.g. B8_T4096_H16_D128 (GPU only)"
+    )
+    parser.add_argument(
+        "--fractions", nargs="+", type=float, metavar="F", help="routed shares (GPU only)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="one shape of each operation, a quarter routed"
     )
+
+
+def register_precompile(actions: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham kernels precompile`."""
+    parser = actions.add_parser(
+        "precompile", help="compile what a speed run needs, in processes side by side"
+    )
+    _add_choice(parser)
+    parser.add_argument("--jobs", type=int, default=8, help="processes (default: %(default)s)")
+    parser.set_defaults(handler=precompile)
+
+
+def precompile(arguments: argparse.Namespace) -> int:
+    """Compile, and say what took how long; status 0 even if a peer failed."""
+    import torch
+
+    from ham.errors import ConfigError
+    from ham.kernels.speed.precompile import jobs_of
+    from ham.kernels.speed.precompile import precompile as run
+    from ham.kernels.speed.problems import choose_problems
+    from ham.kernels.speed.subjects import check_names
+
+    if arguments.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, not {arguments.jobs}")
+    check_names(arguments.providers)
+    problems = choose_problems(
+        arguments.ops, arguments.shapes, arguments.quick, arguments.fractions
+    )
+    dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    jobs = jobs_of(problems, arguments.providers)
+    print(f"{len(jobs)} processes, {arguments.jobs} at a time", file=sys.stderr, flush=True)
+    for done in run(jobs, dtype, arguments.jobs):
+        outcome = done.error or "ready"
+        print(
+            f"{done.seconds:6.1f} s  {done.operation} {done.shape} {done.provider}: {outcome}",
+            flush=True,
+        )
+    return 0
 
 
 def register_report(actions: argparse._SubParsersAction) -> None:

@@ -34,6 +34,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _kernels_speed.add_bench_options(speed)
     speed.set_defaults(handler=bench)
     _kernels_gate.register(actions)
+    _kernels_speed.register_precompile(actions)
     _kernels_speed.register_report(actions)
     _kernels_training.register(actions)
 
