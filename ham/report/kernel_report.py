@@ -3,7 +3,7 @@
 Rows of `ham kernels train` add a section on training with each provider; they may also stand alone.
 
 kernels.md                     summary: device, ceilings, targets, every table
-kernels/NAME.{md,csv,tex}      a table for each operation, training run, the ceilings, the targets
+kernels/NAME.{md,csv,tex}      tables: operations, training runs, ceilings, targets, accuracy
 kernels/NAME.{png,svg}         a figure for each operation and training run
 kernels.json                   what was made
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from ham.files import atomic_writer, write_json, write_text
 from ham.report import table_format
+from ham.report.kernel_accuracy import accuracy_table
 from ham.report.kernel_cells import OPERATION_WORDS, SpeedRows
 from ham.report.kernel_plots import operation_figure
 from ham.report.kernel_tables import ceilings_table, speed_tables
@@ -28,6 +29,7 @@ from ham.report.kernel_training import (
     training_table,
 )
 from ham.report.plots_base import Drawing, save_png, save_svg, style_context
+from ham.report.provenance import commit_and_changes
 from ham.report.rows import Row
 from ham.report.tables_base import Table
 
@@ -55,7 +57,9 @@ def build_kernel_report(
     used = [*found.rows, *trained]
     tables = []
     if found.rows or not runs:
+        accuracy = accuracy_table(found)
         tables = [ceilings_table(found), targets_table(found), *speed_tables(rows)]
+        tables += [] if accuracy is None else [accuracy]
     tables += [training_table(run) for run in runs]
     numbers = {table.name: table for table in speed_tables(rows, numbers=True)}
     files = []
@@ -148,7 +152,7 @@ def _provenance(rows: Sequence[Row], manifests: Sequence[Mapping[str, Any]]) -> 
             f"{name} {versions[name]}" for name in ("torch", "triton") if name in versions
         )
         peers = manifest.get("extra", {}).get("peers", {})
-        lines.append(f"- Commit {manifest.get('commit')}; {known}")
+        lines.append(f"- Commit {commit_and_changes(manifest)}; {known}")
         if peers:
             lines.append(f"- Peers: {', '.join(f'{k} {v}' for k, v in sorted(peers.items()))}")
         commands = manifest.get("measured", {}).get("commands") or [manifest.get("command", [])]

@@ -78,9 +78,10 @@ NUMBERS = [
 
 
 def speed_tables(rows: Iterable[Row], numbers: bool = False) -> list[Table]:
-    """A table for each operation with rows; `numbers` gives the columns for programs."""
+    """A table for each operation with times; `numbers` gives the columns for programs."""
     found = SpeedRows(rows)
-    return [_operation_table(found, operation, numbers) for operation in found.operations()]
+    tables = [_operation_table(found, operation, numbers) for operation in found.operations()]
+    return [table for table in tables if table.records]
 
 
 def ceilings_table(rows: SpeedRows) -> Table:

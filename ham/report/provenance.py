@@ -61,7 +61,7 @@ def gather(results: Results, manifests: Sequence[Manifest], config_name: str) ->
     """
     known = {str(manifest.get("manifest_id")): manifest for manifest in manifests}
     facts = [
-        ("commit", _distinct(_commit(manifest) for manifest in manifests)),
+        ("commit", _distinct(commit_and_changes(manifest) for manifest in manifests)),
         ("device", results.devices()),
         ("processor", _distinct(m.get("cpu") for m in manifests)),
         ("threads per job", _distinct(m.get("threads") for m in manifests)),
@@ -133,7 +133,8 @@ def cell_command(cell: Cell, known: Mapping[str, Manifest], config_name: str) ->
     return text if len(seeds) < 2 else f"{text} (and {len(seeds) - 1} more seeds)"
 
 
-def _commit(manifest: Manifest) -> str:
+def commit_and_changes(manifest: Manifest) -> str:
+    """The commit behind a manifest, with the hash of changes that were in no commit."""
     commit = str(manifest.get("commit", "unknown"))
     if manifest.get("dirty"):
         return f"{commit} with changes (hash {manifest.get('dirty_hash')})"

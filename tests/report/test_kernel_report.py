@@ -8,6 +8,7 @@ import pytest
 
 from ham.cli import build_parser
 from ham.kernels.speed.targets import TARGETS, Target
+from ham.report.kernel_accuracy import METRIC, accuracy_table
 from ham.report.kernel_cells import EAGER, GRAPH, Place, SpeedRows
 from ham.report.kernel_plots import operation_figure
 from ham.report.kernel_report import build_kernel_report
@@ -147,6 +148,41 @@ def test_words_of_a_table() -> None:
     assert records["fla", "forward + backward"]["eager"] == "failed: backward refused: x"
     assert "routed" not in {column.key for column in table.columns}
     assert "routed" in {column.key for column in speed_tables(make_rows())[1].columns}
+
+
+def make_check(provider: str, error: float | None, **errors: float) -> Row:
+    labels = {"mode": "check", "dtype": "bfloat16", "tolerance": 1e-2}
+    labels |= {f"error {name}": value for name, value in errors.items()}
+    failed = "o is nan" if error is None else None
+    right = error is not None and error < 1e-2
+    row = make_row(provider, error, mode="check", correct=right, error=failed)
+    return row.model_copy(update={"metric": METRIC, "labels": labels})
+
+
+def test_accuracy_names_the_worst_tensor_and_what_is_wrong() -> None:
+    rows = [
+        make_check("triton", 3e-3, o=2e-3, d_k=3e-3),
+        make_check("fla", 0.4, o=0.4),
+        make_check("flash_qla", None, o=float("nan")),
+    ]
+    rows.append(rows[0].model_copy(update={"metric": "decisions_flipped", "value": 0.0012}))
+    table = accuracy_table(SpeedRows(rows))
+    assert table is not None
+    found = {record["provider"]: record for record in table.records}
+    assert (found["triton"]["worst_tensor"], found["triton"]["verdict"]) == ("d_k", "right")
+    assert found["triton"]["decisions_flipped"] == 0.0012
+    assert found["fla"]["verdict"] == "WRONG"
+    assert found["flash_qla"]["verdict"] == "failed: o is nan"
+    assert speed_tables(rows) == []
+
+
+def test_without_comparisons_there_is_no_accuracy_table() -> None:
+    assert accuracy_table(SpeedRows(make_rows())) is None
+
+
+def test_changes_beside_the_commit_are_named(tmp_path: Path) -> None:
+    build_kernel_report(make_rows(), tmp_path, [MANIFEST | {"dirty": True, "dirty_hash": "abc"}])
+    assert "Commit 0000000 with changes (hash abc)" in (tmp_path / "kernels.md").read_text()
 
 
 def test_targets_met_and_missed() -> None:
