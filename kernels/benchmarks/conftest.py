@@ -18,7 +18,7 @@ from ham.kernels.regression import (
 
 
 class Records:
-    """Baseline of this device, and what this session measured.
+    """Baseline of this device, and what this run measured.
 
     Attributes:
         store: Whether to store instead of comparing.
