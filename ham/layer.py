@@ -137,7 +137,9 @@ class HamMixer(SequenceMixer):
             else None
         )
         self.controller = ThresholdController(options.target, options.gain)
-        self.store = make_store(options, heads, head_dim, provider=shape.kernels)
+        self.store = make_store(
+            options, heads, head_dim, options.reduction == "per_head", shape.kernels
+        )
         self.recurrent_norm = RMSNorm(head_dim)
         self.attention_norm = RMSNorm(head_dim)
         self.branch_gates = nn.Linear(width, 2 * heads, bias=True)
