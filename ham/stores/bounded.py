@@ -55,13 +55,16 @@ class Held:
         k, v, score, position = zip(self.tensors(), other.tensors(), strict=True)
         return Held(torch.cat(k, 2), torch.cat(v, 2), torch.cat(score, 2), torch.cat(position, 2))
 
-    def best(self, slots: int) -> Held:
-        """The `slots` largest scores, of equal ones the older."""
+    def order(self) -> Tensor:
+        """Slots by falling score, of equal scores the older first, `[B, G, S]`."""
         # Two stable sorts: by age, then by score without disturbing the ages of equal scores.
-        by_age_BGN = self.position_BGS.argsort(dim=-1, stable=True)
-        score_BGN = self.score_BGS.gather(-1, by_age_BGN)
-        by_score_BGN = score_BGN.argsort(dim=-1, descending=True, stable=True)[..., :slots]
-        index_BGS = by_age_BGN.gather(-1, by_score_BGN)
+        by_age_BGS = self.position_BGS.argsort(dim=-1, stable=True)
+        score_BGS = self.score_BGS.gather(-1, by_age_BGS)
+        return by_age_BGS.gather(-1, score_BGS.argsort(dim=-1, descending=True, stable=True))
+
+    def best(self, slots: int) -> Held:
+        """The first `slots` tokens of that order."""
+        index_BGS = self.order()[..., :slots]
         return Held(
             gather_tokens(self.k_BHSK, index_BGS),
             gather_tokens(self.v_BHSV, index_BGS),
@@ -286,12 +289,9 @@ def ranked_visibility(held: Held, new: Held, slots: int) -> Tensor:
     old_BGS, new_BGC = held.score_BGS, new.score_BGS
     piece, device = new_BGC.shape[-1], new_BGC.device
     both_BGN = torch.cat((old_BGS, new_BGC), -1)
-    # Beaten at the start of the piece: among the held, by score and then by age; a new token is
-    # younger than all of them, so that equal scores beat it. Empty slots beat nobody.
-    older_BGSS = held.position_BGS[..., :, None] < held.position_BGS[..., None, :]
-    equal_BGSS = old_BGS[..., :, None] == old_BGS[..., None, :]
-    above_BGSS = old_BGS[..., :, None] > old_BGS[..., None, :]
-    rank_BGS = (above_BGSS | (equal_BGSS & older_BGSS)).sum(-2, dtype=torch.int32)
+    # Beaten at the start of the piece: by what stands before it in the order; a new token is
+    # younger than all that are held, so that equal scores beat it. Empty slots come last.
+    rank_BGS = held.order().argsort(dim=-1).to(torch.int32)
     rank_BGC = (old_BGS[..., :, None] >= new_BGC[..., None, :]).sum(-2, dtype=torch.int32)
     # Beaten since then: by a larger score, or an equal one of an older token of the piece.
     above_BGCN = new_BGC[..., :, None] > both_BGN[..., None, :]
