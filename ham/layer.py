@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ham.cache import INT32_BYTES, PAGE_TOKENS, PagedKVCache, grown_tokens
+from ham.cache import PagedKVCache, paged_bytes
 from ham.config import Fraction, Positive, PositiveFloat
 from ham.kernels.gated_delta_rule import (
     ScoredOutput,
@@ -228,19 +228,18 @@ class HamMixer(SequenceMixer):
         self, position: int, kv_fraction: float = 1.0, element_size: int = 2
     ) -> StateBytes:
         """Declared bytes of one sequence's memories after `position` tokens."""
+        heads, head_dim = self.shape.heads, self.shape.head_dim
         routed = round(position * kv_fraction)
-        slots = grown_tokens(routed, PAGE_TOKENS)
-        pair = 2 * self.shape.width * element_size
-        table = (slots // PAGE_TOKENS + 1) * INT32_BYTES
-        recurrent = self.shape.width * self.shape.head_dim * (8 if element_size == 8 else 4)
+        cache = paged_bytes(routed, heads, head_dim, head_dim, element_size)
+        recurrent = self.shape.width * head_dim * (8 if element_size == 8 else 4)
         conv = (self.options.conv_size - 1) * 3 * self.shape.width * element_size
         return StateBytes(
-            kv=routed * pair,
-            positions=routed * INT32_BYTES,
-            page_table=table,
+            kv=cache.kv,
+            positions=cache.positions,
+            page_table=cache.page_table,
             recurrent=recurrent,
             conv=conv,
-            allocated=slots * (pair + INT32_BYTES) + table + recurrent + conv,
+            allocated=cache.allocated + recurrent + conv,
         )
 
     def _token_flops(self, tokens: int) -> float:

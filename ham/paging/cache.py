@@ -1,0 +1,283 @@
+"""The ragged cache of routed tokens: one layer, a batch of sequences, pages from a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ham.paging.layout import PAGE_TOKENS, PageLayout
+from ham.paging.pool import PagePool
+
+
+@dataclass(frozen=True)
+class PackedKeys:
+    """Routed keys and values side by side, padded to the longest sequence of the batch.
+
+    Attributes:
+        k_BNHK, v_BNHV: Keys and values; slots at and beyond the count are padding.
+        positions_BN: Int32 position of each token.
+        counts_B: Int32 number of routed tokens per sequence.
+    """
+
+    k_BNHK: Tensor
+    v_BNHV: Tensor
+    positions_BN: Tensor
+    counts_B: Tensor
+
+
+@dataclass
+class _Gather:
+    """Where in the packed tensors the pages of one slab go: page `index` to (row, place)."""
+
+    k_NHSK: Tensor
+    v_NHSV: Tensor
+    positions_NS: Tensor
+    index: Tensor
+    row: Tensor
+    place: Tensor
+
+
+class PagedKVCache:
+    """Keys, values and positions of routed tokens only, in pages that sequences own.
+
+    Allocated bytes follow the number of routed tokens of each sequence. It is a decoding memory:
+    no gradient passes through it.
+
+    Args:
+        batch: Number of sequences.
+        heads: Heads H.
+        head_dim: Size K of a key, and of a value unless `value_size` says otherwise.
+        like: A tensor of the device and dtype wanted.
+        value_size: Size V of a value.
+        page_tokens: Slots of a page.
+        pool: Where pages come from; by default a pool of its own that holds no spare page.
+
+    Attributes:
+        page_table_BP: Int64 byte address of each page of each sequence, 0 where it has none.
+        counts_B: Int32 number of tokens per sequence.
+        counts: The same on the host.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        like: Tensor,
+        *,
+        value_size: int | None = None,
+        page_tokens: int = PAGE_TOKENS,
+        pool: PagePool | None = None,
+    ):
+        layout = PageLayout(heads, head_dim, value_size or head_dim, like.dtype, page_tokens)
+        self.pool = pool or PagePool(layout, like.device)
+        self.pool.add_user(self)
+        self.layout = layout
+        self.counts = [0] * batch
+        self.counts_B = torch.zeros(batch, dtype=torch.int32, device=like.device)
+        self._set_table(np.zeros((batch, 0), dtype=np.int64))
+
+    @torch.no_grad()
+    def append(
+        self, k_BTHK: Tensor, v_BTHV: Tensor, routed_BT: Tensor, start: int | Tensor
+    ) -> None:
+        """Store the tokens with `routed_BT` true.
+
+        Args:
+            k_BTHK: Keys.
+            v_BTHV: Values.
+            routed_BT: Boolean.
+            start: Position of the first token, the same for all sequences or `[B]`.
+
+        Raises:
+            CachePoolFullError: When the pool's limit is reached; nothing was stored then.
+        """
+        added = routed_BT.sum(dim=1).tolist()
+        if not any(added):
+            return
+        old_counts = self.counts
+        new_counts = [old + n for old, n in zip(old_counts, added, strict=True)]
+        self._reserve(new_counts)
+        row, token = routed_BT.nonzero(as_tuple=True)
+        first = start if isinstance(start, int) else start[row]
+        stored = (k_BTHK[row, token], v_BTHV[row, token], (token + first).to(torch.int32))
+        self._write(*stored, *self._slots(old_counts, new_counts))
+        self.counts = new_counts
+        self.counts_B = torch.tensor(new_counts, dtype=torch.int32, device=self.pool.device)
+
+    @torch.no_grad()
+    def packed(self) -> PackedKeys:
+        """All routed tokens, copied together through the page table."""
+        layout, longest = self.layout, max(self.counts, default=0)
+        batch, pages = self._table.shape
+        tokens = layout.page_tokens
+        like = torch.empty(0, dtype=layout.dtype, device=self.pool.device)
+        # Zeros, because padding slots are read (and masked) by the attention: NaN x 0 would spread.
+        k_BHPSK = like.new_zeros(batch, layout.heads, pages, tokens, layout.key_size)
+        v_BHPSV = like.new_zeros(batch, layout.heads, pages, tokens, layout.value_size)
+        positions_BPS = like.new_zeros(batch, pages, tokens, dtype=torch.int32)
+        for part in self._gathers():
+            k_BHPSK[part.row, :, part.place] = part.k_NHSK[part.index]
+            v_BHPSV[part.row, :, part.place] = part.v_NHSV[part.index]
+            positions_BPS[part.row, part.place] = part.positions_NS[part.index]
+        return PackedKeys(
+            k_BHPSK.flatten(2, 3)[:, :, :longest].transpose(1, 2),
+            v_BHPSV.flatten(2, 3)[:, :, :longest].transpose(1, 2),
+            positions_BPS.flatten(1, 2)[:, :longest],
+            self.counts_B,
+        )
+
+    @torch.no_grad()
+    def select(self, index_B: Tensor) -> None:
+        """Keep the sequences `index_B`, in that order; pages of the others are freed.
+
+        A sequence named twice is copied. A slab is released when none of its pages is in use.
+        """
+        chosen = index_B.tolist()
+        owned = [self.pages_of(row) for row in range(len(self.counts))]
+        kept: list[list[int]] = []
+        for place, row in enumerate(chosen):
+            if row in chosen[:place]:
+                kept.append(self.pool.take(len(owned[row])))
+                self.pool.copy(owned[row], kept[-1])
+            else:
+                kept.append(owned[row])
+        dropped = set(range(len(owned))) - set(chosen)
+        self.pool.give_back([page for row in dropped for page in owned[row]])
+        self.pool.trim()
+        self._adopt(kept, [self.counts[row] for row in chosen])
+
+    @classmethod
+    def join(cls, caches: Sequence[PagedKVCache]) -> PagedKVCache:
+        """One cache with the sequences of all, in order; takes their pages and leaves them empty.
+
+        Raises:
+            ValueError: When a cache is named twice or their pages differ.
+        """
+        if len({id(cache) for cache in caches}) < len(caches):
+            raise ValueError("a cache cannot be joined with itself: its pages have one owner")
+        first = caches[0]
+        layout = first.layout
+        joined = cls(
+            0,
+            layout.heads,
+            layout.key_size,
+            torch.empty(0, dtype=layout.dtype, device=first.pool.device),
+            value_size=layout.value_size,
+            page_tokens=layout.page_tokens,
+            pool=first.pool,
+        )
+        parts = []
+        for cache in caches:
+            first.pool.absorb(cache.pool)
+            parts.append(cache.release())
+        joined._adopt(
+            [pages for owned, _ in parts for pages in owned],
+            [count for _, counts in parts for count in counts],
+        )
+        return joined
+
+    def release(self) -> tuple[list[list[int]], list[int]]:
+        """Pages and counts of every sequence, which the caller owns from now on."""
+        owned = [self.pages_of(row) for row in range(len(self.counts))]
+        counts = self.counts
+        self._adopt([], [])
+        return owned, counts
+
+    def pages_of(self, row: int) -> list[int]:
+        """Addresses of the pages of a sequence, in order."""
+        return self._table[row, : self.layout.pages_for(self.counts[row])].tolist()
+
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """Views of everything held, by kind; they cover every allocated byte once.
+
+        Pages that no sequence owns count with the oldest cache of the pool.
+        """
+        owned = [page for row in range(len(self.counts)) for page in self.pages_of(row)]
+        kinds = page_tensors(self.pool, owned)
+        return {
+            "kv": kinds["kv"],
+            "positions": kinds["positions"],
+            "page_table": [self.page_table_BP, self.counts_B],
+            "free_pages": self.pool.free_views() if self.pool.users()[0] is self else [],
+        }
+
+    def _adopt(self, owned: list[list[int]], counts: list[int]) -> None:
+        """Make `owned` the pages of the sequences."""
+        table = np.zeros((len(owned), max(map(len, owned), default=0)), dtype=np.int64)
+        for row, pages in enumerate(owned):
+            table[row, : len(pages)] = pages
+        self.counts = counts
+        self.counts_B = torch.tensor(counts, dtype=torch.int32, device=self.pool.device)
+        self._set_table(table)
+
+    def _set_table(self, table: np.ndarray) -> None:
+        self._table = table
+        self.page_table_BP = torch.tensor(table, device=self.pool.device)
+        self._plan: list[_Gather] | None = None
+
+    def _reserve(self, new_counts: Sequence[int]) -> None:
+        """Give every sequence the pages for `new_counts` tokens."""
+        have = [self.layout.pages_for(count) for count in self.counts]
+        need = [self.layout.pages_for(count) for count in new_counts]
+        if need == have:
+            return
+        pages = iter(self.pool.take(sum(need) - sum(have)))
+        table = np.zeros((len(need), max(need)), dtype=np.int64)
+        table[:, : self._table.shape[1]] = self._table
+        for row, (first, end) in enumerate(zip(have, need, strict=True)):
+            for place in range(first, end):
+                table[row, place] = next(pages)
+        self._set_table(table)
+
+    def _slots(self, old: Sequence[int], new: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Page and slot on it of each new token, sequence after sequence."""
+        slots = np.concatenate([np.arange(a, b) for a, b in zip(old, new, strict=True)])
+        rows = np.repeat(np.arange(len(old)), np.subtract(new, old))
+        tokens = self.layout.page_tokens
+        return self._table[rows, slots // tokens], slots % tokens
+
+    def _write(
+        self,
+        k_NHK: Tensor,
+        v_NHV: Tensor,
+        positions_N: Tensor,
+        pages: np.ndarray,
+        within: np.ndarray,
+    ) -> None:
+        for part in self.pool.locate(pages):
+            page, slot = self._indices(part.indices, within[part.places])
+            (chosen,) = self._indices(part.places)
+            part.k_NHSK[page, :, slot] = k_NHK[chosen].to(part.k_NHSK.dtype)
+            part.v_NHSV[page, :, slot] = v_NHV[chosen].to(part.v_NHSV.dtype)
+            part.positions_NS[page, slot] = positions_N[chosen]
+
+    def _gathers(self) -> list[_Gather]:
+        if self._plan is None:
+            rows, places = np.nonzero(self._table)
+            self._plan = [
+                _Gather(
+                    part.k_NHSK,
+                    part.v_NHSV,
+                    part.positions_NS,
+                    *self._indices(part.indices, rows[part.places], places[part.places]),
+                )
+                for part in self.pool.locate(self._table[rows, places])
+            ]
+        return self._plan
+
+    def _indices(self, *arrays: np.ndarray) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self.pool.device) for array in arrays]
+
+
+def page_tensors(pool: PagePool, pages: Sequence[int]) -> dict[str, list[Tensor]]:
+    """Views of the bytes of `pages` by kind: `kv`, and `positions` with what rounds a page up."""
+    runs, layout = pool.views(pages), pool.layout
+    return {
+        "kv": [part(run) for run in runs for part in (layout.keys, layout.values)],
+        "positions": [layout.positions_and_rounding(run) for run in runs],
+    }

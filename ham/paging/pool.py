@@ -1,0 +1,248 @@
+"""A pool of pages of equal size that never move.
+
+Pages come in slabs. A page is known by its byte address, which is also what kernels read from a
+page table; so pages of several pools can be merged without renumbering.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ham.errors import CachePoolFullError
+from ham.paging.layout import PageLayout
+
+SLAB_BYTES = 32 * 2**20
+"""Largest slab of a pool that grows under a CUDA graph. Big enough that rounding up to CUDA's 2 MiB
+segments does not matter, and it is reached only when 64 times as much is in use."""
+
+SLAB_SHARE = 64
+"""A slab is at most this part of the pool so far: slack stays below 1 / 64."""
+
+
+@dataclass
+class _Slab:
+    """Bytes of some pages, one row a page, with typed views."""
+
+    bytes_NX: Tensor
+    k_NHSK: Tensor
+    v_NHSV: Tensor
+    positions_NS: Tensor
+
+
+@dataclass
+class SlabPages:
+    """Some pages of one slab.
+
+    Attributes:
+        k_NHSK, v_NHSV, positions_NS: Views of the whole slab.
+        indices: Index of each page in the slab, int64.
+        places: Where in the caller's array of pages each of them stands, int64.
+    """
+
+    k_NHSK: Tensor
+    v_NHSV: Tensor
+    positions_NS: Tensor
+    indices: np.ndarray
+    places: np.ndarray
+
+
+class PagePool:
+    """Pages for the caches of one or more layers.
+
+    Args:
+        layout: What a page looks like.
+        device: Where the pages are.
+        slab_pages: Most pages that the pool allocates beyond what was asked for; with 1 it
+            allocates exactly what is asked for, and frees pages only in the groups it got them in.
+        limit_pages: Most pages the pool may hold, or None.
+    """
+
+    def __init__(
+        self,
+        layout: PageLayout,
+        device: torch.device,
+        slab_pages: int = 1,
+        limit_pages: int | None = None,
+    ):
+        self.layout = layout
+        self.device = device
+        self.slab_pages = slab_pages
+        self.limit_pages = limit_pages
+        self._slabs: dict[int, _Slab] = {}
+        self._bases: list[int] = []
+        self._free: list[int] = []
+        self._taken: set[int] = set()
+        self._users: list[weakref.ref] = []
+
+    @property
+    def pages_total(self) -> int:
+        """Pages allocated."""
+        return len(self._free) + len(self._taken)
+
+    @property
+    def pages_free(self) -> int:
+        """Pages allocated that nobody owns."""
+        return len(self._free)
+
+    @property
+    def pages_taken(self) -> int:
+        """Pages that somebody owns."""
+        return len(self._taken)
+
+    @property
+    def bytes_allocated(self) -> int:
+        """Bytes of all slabs."""
+        return self.pages_total * self.layout.page_bytes
+
+    def take(self, count: int) -> list[int]:
+        """Addresses of `count` pages that now belong to the caller; all or nothing.
+
+        Pages of a new slab are zero, others hold what their last owner left.
+
+        Raises:
+            CachePoolFullError: When the limit does not allow so many.
+        """
+        shortfall = count - len(self._free)
+        if shortfall > 0:
+            self._grow(shortfall)
+        pages = [self._free.pop() for _ in range(count)]
+        self._taken.update(pages)
+        return pages
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """End the ownership of `pages`.
+
+        Raises:
+            ValueError: For a page that is not taken, or named twice; a defect of the caller.
+        """
+        given = set(pages)
+        if len(given) != len(pages) or not given <= self._taken:
+            raise ValueError(f"{len(pages)} pages given back, of which not all are taken")
+        self._taken -= given
+        self._free.extend(reversed(pages))
+
+    def trim(self) -> int:
+        """Release slabs without a taken page; returns the bytes released."""
+        before = self.bytes_allocated
+        free = Counter(self._base_of(page) for page in self._free)
+        empty = {base for base, n in free.items() if n == len(self._slabs[base].bytes_NX)}
+        if empty:
+            self._free = [page for page in self._free if self._base_of(page) not in empty]
+            for base in empty:
+                del self._slabs[base]
+            self._bases = sorted(self._slabs)
+        return before - self.bytes_allocated
+
+    def absorb(self, other: PagePool) -> None:
+        """Take over all pages of `other`, taken and free, and its users; nothing is copied.
+
+        Raises:
+            ValueError: When the pools' pages differ.
+        """
+        if other is self:
+            return
+        if (other.layout, other.device) != (self.layout, self.device):
+            raise ValueError(
+                f"pages of {other.layout} on {other.device} cannot join a pool of "
+                f"{self.layout} on {self.device}"
+            )
+        self._slabs |= other._slabs
+        self._bases = sorted(self._slabs)
+        self._free += other._free
+        self._taken |= other._taken
+        for user in other.users():
+            user.pool = self
+            self.add_user(user)
+        other._slabs, other._bases, other._free, other._taken = {}, [], [], set()
+        other._users = []
+
+    def add_user(self, user: object) -> None:
+        """Remember an object whose `pool` is this one, without keeping it alive."""
+        self._users.append(weakref.ref(user))
+
+    def users(self) -> list:
+        """The users that are still alive, oldest first."""
+        alive = [(ref, user) for ref in self._users if (user := ref()) is not None]
+        self._users = [ref for ref, _ in alive]
+        return [user for _, user in alive]
+
+    def locate(self, pages: np.ndarray) -> Iterator[SlabPages]:
+        """Group page addresses (int64) by slab, for reading and writing pages with torch."""
+        bases = np.array(self._bases, dtype=np.int64)
+        slab_of_page = np.searchsorted(bases, pages, side="right") - 1
+        for number in np.unique(slab_of_page):
+            places = np.flatnonzero(slab_of_page == number)
+            slab = self._slabs[self._bases[number]]
+            indices = (pages[places] - bases[number]) // self.layout.page_bytes
+            yield SlabPages(slab.k_NHSK, slab.v_NHSV, slab.positions_NS, indices, places)
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy the content of pages to other pages of this pool."""
+        size = self.layout.page_bytes
+        for source, target in zip(sources, targets, strict=True):
+            from_base, to_base = self._base_of(source), self._base_of(target)
+            from_X = self._slabs[from_base].bytes_NX[(source - from_base) // size]
+            self._slabs[to_base].bytes_NX[(target - to_base) // size].copy_(from_X)
+
+    def views(self, pages: Iterable[int]) -> list[Tensor]:
+        """The bytes of `pages` as they lie, `[N, page bytes]`, one view per run of neighbours."""
+        size = self.layout.page_bytes
+        ordered = sorted(pages)
+        breaks = [
+            place
+            for place, (left, right) in enumerate(pairwise(ordered), start=1)
+            if right != left + size or right in self._slabs
+        ]
+        found = []
+        for first, end in pairwise([0, *breaks, len(ordered)] if ordered else []):
+            base = self._base_of(ordered[first])
+            row = (ordered[first] - base) // size
+            found.append(self._slabs[base].bytes_NX[row : row + end - first])
+        return found
+
+    def free_views(self) -> list[Tensor]:
+        """The bytes of the pages that nobody owns."""
+        return self.views(self._free)
+
+    def _base_of(self, page: int) -> int:
+        return self._bases[bisect_right(self._bases, page) - 1]
+
+    def _grow(self, shortfall: int) -> None:
+        total = self.pages_total
+        size = max(shortfall, min(self.slab_pages, total // SLAB_SHARE))
+        if self.limit_pages is not None:
+            room = self.limit_pages - total
+            if shortfall > room:
+                raise CachePoolFullError(
+                    f"the KV cache needs {shortfall + len(self._free)} more pages of "
+                    f"{self.layout.page_bytes} bytes; {len(self._free)} are free and {total} of "
+                    f"at most {self.limit_pages} are allocated: end some sequences, read less "
+                    "text, or raise the limit"
+                )
+            size = min(size, room)
+        # A pool outlives the inference mode it may have been made in.
+        with torch.inference_mode(False):
+            # Zeros, because padding slots are read (and masked): NaN x 0 would spread.
+            bytes_NX = torch.zeros(
+                size, self.layout.page_bytes, dtype=torch.uint8, device=self.device
+            )
+            slab = _Slab(
+                bytes_NX,
+                self.layout.keys(bytes_NX),
+                self.layout.values(bytes_NX),
+                self.layout.positions(bytes_NX),
+            )
+        base = bytes_NX.data_ptr()
+        self._slabs[base] = slab
+        self._bases = sorted(self._slabs)
+        step = self.layout.page_bytes
+        self._free += range(base + (size - 1) * step, base - 1, -step)

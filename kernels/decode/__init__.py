@@ -1,0 +1,1 @@
+"""Decoding one token of a HAM layer: page layout and kernels."""
