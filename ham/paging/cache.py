@@ -30,15 +30,14 @@ class PackedKeys:
 
 
 @dataclass
-class _Gather:
-    """Where in the packed tensors the pages of one slab go: page `index` to (row, place)."""
+class _Run:
+    """Neighbouring pages of one sequence: where they lie and where they go when packed."""
 
     k_NHSK: Tensor
     v_NHSV: Tensor
     positions_NS: Tensor
-    index: Tensor
-    row: Tensor
-    place: Tensor
+    row: int
+    places: slice
 
 
 class PagedKVCache:
@@ -116,14 +115,19 @@ class PagedKVCache:
         batch, pages = self._table.shape
         tokens = layout.page_tokens
         like = torch.empty(0, dtype=layout.dtype, device=self.pool.device)
-        # Zeros, because padding slots are read (and masked) by the attention: NaN x 0 would spread.
-        k_BHPSK = like.new_zeros(batch, layout.heads, pages, tokens, layout.key_size)
-        v_BHPSV = like.new_zeros(batch, layout.heads, pages, tokens, layout.value_size)
-        positions_BPS = like.new_zeros(batch, pages, tokens, dtype=torch.int32)
-        for part in self._gathers():
-            k_BHPSK[part.row, :, part.place] = part.k_NHSK[part.index]
-            v_BHPSV[part.row, :, part.place] = part.v_NHSV[part.index]
-            positions_BPS[part.row, part.place] = part.positions_NS[part.index]
+        k_BHPSK = like.new_empty(batch, layout.heads, pages, tokens, layout.key_size)
+        v_BHPSV = like.new_empty(batch, layout.heads, pages, tokens, layout.value_size)
+        positions_BPS = like.new_empty(batch, pages, tokens, dtype=torch.int32)
+        for run in self._runs():
+            k_BHPSK[run.row, :, run.places] = run.k_NHSK.transpose(0, 1)
+            v_BHPSV[run.row, :, run.places] = run.v_NHSV.transpose(0, 1)
+            positions_BPS[run.row, run.places] = run.positions_NS
+        for row, count in enumerate(self.counts):
+            # Padding slots are read (and masked) by the attention: NaN x 0 would spread.
+            rest = slice(layout.pages_for(count), None)
+            k_BHPSK[row, :, rest] = 0
+            v_BHPSV[row, :, rest] = 0
+            positions_BPS[row, rest] = 0
         return PackedKeys(
             k_BHPSK.flatten(2, 3)[:, :, :longest].transpose(1, 2),
             v_BHPSV.flatten(2, 3)[:, :, :longest].transpose(1, 2),
@@ -218,7 +222,7 @@ class PagedKVCache:
     def _set_table(self, table: np.ndarray) -> None:
         self._table = table
         self.page_table_BP = torch.tensor(table, device=self.pool.device)
-        self._plan: list[_Gather] | None = None
+        self._packing: list[_Run] | None = None
 
     def _reserve(self, new_counts: Sequence[int]) -> None:
         """Give every sequence the pages for `new_counts` tokens."""
@@ -256,19 +260,20 @@ class PagedKVCache:
             part.v_NHSV[page, :, slot] = v_NHV[chosen].to(part.v_NHSV.dtype)
             part.positions_NS[page, slot] = positions_N[chosen]
 
-    def _gathers(self) -> list[_Gather]:
-        if self._plan is None:
+    def _runs(self) -> list[_Run]:
+        if self._packing is None:
             rows, places = np.nonzero(self._table)
-            self._plan = [
-                _Gather(
-                    part.k_NHSK,
-                    part.v_NHSV,
-                    part.positions_NS,
-                    *self._indices(part.indices, rows[part.places], places[part.places]),
+            self._packing = [
+                _Run(
+                    self.layout.keys(bytes_NX),
+                    self.layout.values(bytes_NX),
+                    self.layout.positions(bytes_NX),
+                    int(rows[first]),
+                    slice(int(places[first]), int(places[first]) + len(bytes_NX)),
                 )
-                for part in self.pool.locate(self._table[rows, places])
+                for first, bytes_NX in self.pool.runs(self._table[rows, places], rows)
             ]
-        return self._plan
+        return self._packing
 
     def _indices(self, *arrays: np.ndarray) -> list[Tensor]:
         return [torch.from_numpy(array).to(self.pool.device) for array in arrays]
@@ -276,7 +281,8 @@ class PagedKVCache:
 
 def page_tensors(pool: PagePool, pages: Sequence[int]) -> dict[str, list[Tensor]]:
     """Views of the bytes of `pages` by kind: `kv`, and `positions` with what rounds a page up."""
-    runs, layout = pool.views(pages), pool.layout
+    runs = pool.views(pages)
+    layout = pool.layout
     return {
         "kv": [part(run) for run in runs for part in (layout.keys, layout.values)],
         "positions": [layout.positions_and_rounding(run) for run in runs],

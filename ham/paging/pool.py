@@ -193,21 +193,32 @@ class PagePool:
             from_X = self._slabs[from_base].bytes_NX[(source - from_base) // size]
             self._slabs[to_base].bytes_NX[(target - to_base) // size].copy_(from_X)
 
-    def views(self, pages: Iterable[int]) -> list[Tensor]:
-        """The bytes of `pages` as they lie, `[N, page bytes]`, one view per run of neighbours."""
+    def runs(self, pages: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+        """Stretches of `pages` (int64 addresses) that lie side by side in order.
+
+        Args:
+            pages: Addresses.
+            groups: Of the same length; a stretch does not go over a change of it.
+
+        Yields:
+            Index of a stretch's first page in `pages`, and its bytes `[N, page bytes]`, a view.
+        """
+        if not len(pages):
+            return
         size = self.layout.page_bytes
-        ordered = sorted(pages)
-        breaks = [
-            place
-            for place, (left, right) in enumerate(pairwise(ordered), start=1)
-            if right != left + size or right in self._slabs
-        ]
-        found = []
-        for first, end in pairwise([0, *breaks, len(ordered)] if ordered else []):
-            base = self._base_of(ordered[first])
-            row = (ordered[first] - base) // size
-            found.append(self._slabs[base].bytes_NX[row : row + end - first])
-        return found
+        bases = np.array(self._bases, dtype=np.int64)
+        slabs = np.searchsorted(bases, pages, side="right") - 1
+        broken = (np.diff(pages) != size) | (np.diff(slabs) != 0) | (np.diff(groups) != 0)
+        edges = [0, *(np.flatnonzero(broken) + 1).tolist(), len(pages)]
+        for first, end in pairwise(edges):
+            base = self._bases[slabs[first]]
+            row = (int(pages[first]) - base) // size
+            yield first, self._slabs[base].bytes_NX[row : row + end - first]
+
+    def views(self, pages: Iterable[int]) -> list[Tensor]:
+        """The bytes of `pages` in as few views `[N, page bytes]` as can be."""
+        ordered = np.array(sorted(pages), dtype=np.int64)
+        return [view for _, view in self.runs(ordered, np.zeros_like(ordered))]
 
     def free_views(self) -> list[Tensor]:
         """The bytes of the pages that nobody owns."""
