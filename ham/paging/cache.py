@@ -59,6 +59,9 @@ class PagedKVCache:
         page_table_BP: Int64 byte address of each page of each sequence, 0 where it has none.
         counts_B: Int32 number of tokens per sequence.
         counts: The same on the host.
+
+    Raises:
+        ValueError: When the pool's pages are others.
     """
 
     def __init__(
@@ -73,12 +76,30 @@ class PagedKVCache:
         pool: PagePool | None = None,
     ):
         layout = PageLayout(heads, head_dim, value_size or head_dim, like.dtype, page_tokens)
+        if pool is not None and pool.layout != layout:
+            raise ValueError(f"a pool of {pool.layout} has no pages of {layout}")
         self.pool = pool or PagePool(layout, like.device)
         self.pool.add_user(self)
         self.layout = layout
         self.counts = [0] * batch
         self.counts_B = torch.zeros(batch, dtype=torch.int32, device=like.device)
         self._set_table(np.zeros((batch, 0), dtype=np.int64))
+
+    @classmethod
+    def from_pages(cls, pool: PagePool, owned: list[list[int]], counts: list[int]) -> PagedKVCache:
+        """A cache of sequences with `counts` tokens on pages taken from `pool`."""
+        layout = pool.layout
+        cache = cls(
+            0,
+            layout.heads,
+            layout.key_size,
+            torch.empty(0, dtype=layout.dtype, device=pool.device),
+            value_size=layout.value_size,
+            page_tokens=layout.page_tokens,
+            pool=pool,
+        )
+        cache._adopt(owned, counts)
+        return cache
 
     @torch.no_grad()
     def append(
@@ -164,32 +185,22 @@ class PagedKVCache:
         """
         if len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("a cache cannot be joined with itself: its pages have one owner")
-        first = caches[0]
-        layout = first.layout
-        joined = cls(
-            0,
-            layout.heads,
-            layout.key_size,
-            torch.empty(0, dtype=layout.dtype, device=first.pool.device),
-            value_size=layout.value_size,
-            page_tokens=layout.page_tokens,
-            pool=first.pool,
-        )
-        parts = []
+        pool = caches[0].pool
         for cache in caches:
-            first.pool.absorb(cache.pool)
-            parts.append(cache.release())
-        joined._adopt(
+            pool.absorb(cache.pool)
+        parts = [cache.release() for cache in caches]
+        return cls.from_pages(
+            pool,
             [pages for owned, _ in parts for pages in owned],
             [count for _, counts in parts for count in counts],
         )
-        return joined
 
     def release(self) -> tuple[list[list[int]], list[int]]:
         """Pages and counts of every sequence, which the caller owns from now on."""
         owned = [self.pages_of(row) for row in range(len(self.counts))]
         counts = self.counts
         self._adopt([], [])
+        self.pool.remove_user(self)
         return owned, counts
 
     def pages_of(self, row: int) -> list[int]:
@@ -211,7 +222,7 @@ class PagedKVCache:
         }
 
     def _adopt(self, owned: list[list[int]], counts: list[int]) -> None:
-        """Make `owned` the pages of the sequences."""
+        """Make `owned` the pages of the sequences, which hold `counts` tokens."""
         table = np.zeros((len(owned), max(map(len, owned), default=0)), dtype=np.int64)
         for row, pages in enumerate(owned):
             table[row, : len(pages)] = pages

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,12 +29,13 @@ SLAB_SHARE = 64
 
 @dataclass
 class _Slab:
-    """Bytes of some pages, one row a page, with typed views."""
+    """Bytes of some pages, one row a page, with typed views, and which of them are free."""
 
     bytes_NX: Tensor
     k_NHSK: Tensor
     v_NHSV: Tensor
     positions_NS: Tensor
+    free: list[int]
 
 
 @dataclass
@@ -79,19 +79,14 @@ class PagePool:
         self.limit_pages = limit_pages
         self._slabs: dict[int, _Slab] = {}
         self._bases: list[int] = []
-        self._free: list[int] = []
         self._taken: set[int] = set()
+        self._total = 0
         self._users: list[weakref.ref] = []
 
     @property
     def pages_total(self) -> int:
         """Pages allocated."""
-        return len(self._free) + len(self._taken)
-
-    @property
-    def pages_free(self) -> int:
-        """Pages allocated that nobody owns."""
-        return len(self._free)
+        return self._total
 
     @property
     def pages_taken(self) -> int:
@@ -99,9 +94,14 @@ class PagePool:
         return len(self._taken)
 
     @property
+    def pages_free(self) -> int:
+        """Pages allocated that nobody owns."""
+        return self._total - len(self._taken)
+
+    @property
     def bytes_allocated(self) -> int:
         """Bytes of all slabs."""
-        return self.pages_total * self.layout.page_bytes
+        return self._total * self.layout.page_bytes
 
     def take(self, count: int) -> list[int]:
         """Addresses of `count` pages that now belong to the caller; all or nothing.
@@ -111,10 +111,17 @@ class PagePool:
         Raises:
             CachePoolFullError: When the limit does not allow so many.
         """
-        shortfall = count - len(self._free)
+        shortfall = count - self.pages_free
         if shortfall > 0:
             self._grow(shortfall)
-        pages = [self._free.pop() for _ in range(count)]
+        pages: list[int] = []
+        # The newest slab first: pages of one request then lie side by side.
+        for base in reversed(self._slabs):
+            free = self._slabs[base].free
+            while free and len(pages) < count:
+                pages.append(free.pop())
+            if len(pages) == count:
+                break
         self._taken.update(pages)
         return pages
 
@@ -128,19 +135,16 @@ class PagePool:
         if len(given) != len(pages) or not given <= self._taken:
             raise ValueError(f"{len(pages)} pages given back, of which not all are taken")
         self._taken -= given
-        self._free.extend(reversed(pages))
+        for page in reversed(pages):
+            self._slabs[self._base_of(page)].free.append(page)
 
     def trim(self) -> int:
         """Release slabs without a taken page; returns the bytes released."""
-        before = self.bytes_allocated
-        free = Counter(self._base_of(page) for page in self._free)
-        empty = {base for base, n in free.items() if n == len(self._slabs[base].bytes_NX)}
-        if empty:
-            self._free = [page for page in self._free if self._base_of(page) not in empty]
-            for base in empty:
-                del self._slabs[base]
-            self._bases = sorted(self._slabs)
-        return before - self.bytes_allocated
+        empty = [base for base, slab in self._slabs.items() if len(slab.free) == len(slab.bytes_NX)]
+        pages = sum(len(self._slabs.pop(base).free) for base in empty)
+        self._bases = sorted(self._slabs)
+        self._total -= pages
+        return pages * self.layout.page_bytes
 
     def absorb(self, other: PagePool) -> None:
         """Take over all pages of `other`, taken and free, and its users; nothing is copied.
@@ -157,17 +161,21 @@ class PagePool:
             )
         self._slabs |= other._slabs
         self._bases = sorted(self._slabs)
-        self._free += other._free
         self._taken |= other._taken
+        self._total += other._total
         for user in other.users():
             user.pool = self
             self.add_user(user)
-        other._slabs, other._bases, other._free, other._taken = {}, [], [], set()
+        other._slabs, other._bases, other._taken, other._total = {}, [], set(), 0
         other._users = []
 
     def add_user(self, user: object) -> None:
         """Remember an object whose `pool` is this one, without keeping it alive."""
         self._users.append(weakref.ref(user))
+
+    def remove_user(self, user: object) -> None:
+        """Forget a user that has given up its pages."""
+        self._users = [ref for ref in self._users if ref() is not user]
 
     def users(self) -> list:
         """The users that are still alive, oldest first."""
@@ -222,21 +230,20 @@ class PagePool:
 
     def free_views(self) -> list[Tensor]:
         """The bytes of the pages that nobody owns."""
-        return self.views(self._free)
+        return self.views(page for slab in self._slabs.values() for page in slab.free)
 
     def _base_of(self, page: int) -> int:
         return self._bases[bisect_right(self._bases, page) - 1]
 
     def _grow(self, shortfall: int) -> None:
-        total = self.pages_total
-        size = max(shortfall, min(self.slab_pages, total // SLAB_SHARE))
+        size = max(shortfall, min(self.slab_pages, self._total // SLAB_SHARE))
         if self.limit_pages is not None:
-            room = self.limit_pages - total
+            room = self.limit_pages - self._total
             if shortfall > room:
                 raise CachePoolFullError(
-                    f"the KV cache needs {shortfall + len(self._free)} more pages of "
-                    f"{self.layout.page_bytes} bytes; {len(self._free)} are free and {total} of "
-                    f"at most {self.limit_pages} are allocated: end some sequences, read less "
+                    f"the KV cache needs {shortfall + self.pages_free} more pages of "
+                    f"{self.layout.page_bytes} bytes; {self.pages_free} are free and {self._total} "
+                    f"of at most {self.limit_pages} are allocated: end some sequences, read less "
                     "text, or raise the limit"
                 )
             size = min(size, room)
@@ -246,14 +253,14 @@ class PagePool:
             bytes_NX = torch.zeros(
                 size, self.layout.page_bytes, dtype=torch.uint8, device=self.device
             )
-            slab = _Slab(
+            base = bytes_NX.data_ptr()
+            step = self.layout.page_bytes
+            self._slabs[base] = _Slab(
                 bytes_NX,
                 self.layout.keys(bytes_NX),
                 self.layout.values(bytes_NX),
                 self.layout.positions(bytes_NX),
+                free=list(range(base + (size - 1) * step, base - 1, -step)),
             )
-        base = bytes_NX.data_ptr()
-        self._slabs[base] = slab
         self._bases = sorted(self._slabs)
-        step = self.layout.page_bytes
-        self._free += range(base + (size - 1) * step, base - 1, -step)
+        self._total += size
