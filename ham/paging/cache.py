@@ -161,16 +161,18 @@ class PagedKVCache:
         """Keep the sequences `index_B`, in that order; pages of the others are freed.
 
         A sequence named twice is copied. A slab is released when none of its pages is in use.
+
+        Raises:
+            CachePoolFullError: When there are no pages for copies; nothing has changed then.
         """
         chosen = index_B.tolist()
         owned = [self.pages_of(row) for row in range(len(self.counts))]
-        kept: list[list[int]] = []
-        for place, row in enumerate(chosen):
-            if row in chosen[:place]:
-                kept.append(self.pool.take(len(owned[row])))
-                self.pool.copy(owned[row], kept[-1])
-            else:
-                kept.append(owned[row])
+        kept = [owned[row] for row in chosen]
+        repeats = [place for place, row in enumerate(chosen) if row in chosen[:place]]
+        new = iter(self.pool.take(sum(len(kept[place]) for place in repeats)))
+        for place in repeats:
+            kept[place] = [next(new) for _ in kept[place]]
+            self.pool.copy(owned[chosen[place]], kept[place])
         dropped = set(range(len(owned))) - set(chosen)
         self.pool.give_back([page for row in dropped for page in owned[row]])
         self.pool.trim()
@@ -210,15 +212,14 @@ class PagedKVCache:
     def tensors(self) -> dict[str, list[Tensor]]:
         """Views of everything held, by kind; they cover every allocated byte once.
 
-        Pages that no sequence owns count with the oldest cache of the pool.
+        `kv` and `positions` are whole pages, unused slots and rounding included. `free_pages` are
+        those of the pool that no sequence owns, listed by the oldest user of the pool only.
         """
         owned = [page for row in range(len(self.counts)) for page in self.pages_of(row)]
-        kinds = page_tensors(self.pool, owned)
         return {
-            "kv": kinds["kv"],
-            "positions": kinds["positions"],
+            **self.pool.page_tensors(owned),
             "page_table": [self.page_table_BP, self.counts_B],
-            "free_pages": self.pool.free_views() if self.pool.users()[0] is self else [],
+            **self.pool.free_tensors(self),
         }
 
     def _adopt(self, owned: list[list[int]], counts: list[int]) -> None:
@@ -288,13 +289,3 @@ class PagedKVCache:
 
     def _indices(self, *arrays: np.ndarray) -> list[Tensor]:
         return [torch.from_numpy(array).to(self.pool.device) for array in arrays]
-
-
-def page_tensors(pool: PagePool, pages: Sequence[int]) -> dict[str, list[Tensor]]:
-    """Views of the bytes of `pages` by kind: `kv`, and `positions` with what rounds a page up."""
-    runs = pool.views(pages)
-    layout = pool.layout
-    return {
-        "kv": [part(run) for run in runs for part in (layout.keys, layout.values)],
-        "positions": [layout.positions_and_rounding(run) for run in runs],
-    }

@@ -56,9 +56,12 @@ class _PinnedRing:
     """Copies through a ring of pinned buffers; an older copy than the ring is long is lost."""
 
     def __init__(self, like_LB: Tensor, length: int):
-        self._buffers = [
-            torch.empty(like_LB.shape, dtype=like_LB.dtype, pin_memory=True) for _ in range(length)
-        ]
+        shape, dtype = like_LB.shape, like_LB.dtype
+        # The buffers outlive the inference mode they may have been made in.
+        with torch.inference_mode(False):
+            self._buffers = [
+                torch.empty(shape, dtype=dtype, pin_memory=True) for _ in range(length)
+            ]
         self._events = [torch.cuda.Event() for _ in range(length)]
         self._next = 0
 

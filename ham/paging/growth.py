@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ham.errors import CachePoolFullError
-from ham.paging.cache import PagedKVCache, page_tensors
+from ham.paging.cache import PagedKVCache
 from ham.paging.counts import CountCopier, CountCopy, count_copier
 from ham.paging.layout import PageLayout
 from ham.paging.pool import SLAB_BYTES, PagePool
@@ -66,6 +66,7 @@ class GrowthManager:
     Attributes:
         page_table_LBP: Int64 byte addresses; the same tensor for the manager's whole life.
         counts_LB: Int32 tokens per layer and row; likewise.
+        scratch_page: Address of the scratch page.
 
     Raises:
         ValueError: When `spare` is less than 1.
@@ -95,11 +96,12 @@ class GrowthManager:
         # The tables outlive the inference mode they may have been made in.
         with torch.inference_mode(False):
             self._scratch_1X = torch.zeros(1, layout.page_bytes, dtype=torch.uint8, device=device)
+            self.scratch_page = self._scratch_1X.data_ptr()
             self.counts_LB = torch.zeros(layers, batch, dtype=torch.int32, device=device)
             self.page_table_LBP = torch.full(
-                (layers, batch, width), self._scratch_1X.data_ptr(), device=device
+                (layers, batch, width), self.scratch_page, device=device
             )
-        self._table = np.full((layers, batch, width), self._scratch_1X.data_ptr(), dtype=np.int64)
+        self._table = np.full((layers, batch, width), self.scratch_page, dtype=np.int64)
         self._pages = np.zeros((layers, batch), dtype=np.int64)
         self._known = np.zeros((layers, batch), dtype=np.int64)
         self._known_at = np.zeros(batch, dtype=np.int64)
@@ -172,7 +174,7 @@ class GrowthManager:
         self._give_back(rows)
         for row in rows:
             self._set_row(row)
-            self.page_table_LBP[:, row] = self._scratch_1X.data_ptr()
+            self.page_table_LBP[:, row] = self.scratch_page
             self.counts_LB[:, row] = 0
 
     def select(self, rows: Sequence[int]) -> None:
@@ -246,7 +248,7 @@ class GrowthManager:
         self.pool.trim()
         for row in range(len(self._active)):
             self._set_row(row)
-        self.page_table_LBP.fill_(self._scratch_1X.data_ptr())
+        self.page_table_LBP.fill_(self.scratch_page)
         self.counts_LB.zero_()
         return caches
 
@@ -258,9 +260,9 @@ class GrowthManager:
             for row in range(len(self._active))
             for page in self._owned(layer, row)
         ]
-        free = self.pool.free_views() if self.pool.users()[0] is self else []
+        free = self.pool.free_tensors(self).get("free_pages", [])
         return {
-            **page_tensors(self.pool, owned),
+            **self.pool.page_tensors(owned),
             "page_table": [self.page_table_LBP, self.counts_LB],
             "free_pages": [*free, self._scratch_1X],
         }
@@ -326,7 +328,7 @@ class GrowthManager:
         self, row: int, owned: list[list[int]] | None = None, known: np.ndarray | int = 0
     ) -> None:
         """Give `row` a sequence with these pages and counts by layer; without, make it idle."""
-        self._table[:, row] = self._scratch_1X.data_ptr()
+        self._table[:, row] = self.scratch_page
         self._pages[:, row] = 0
         for layer, pages in enumerate(owned or ()):
             self._table[layer, row, : len(pages)] = pages

@@ -228,9 +228,23 @@ class PagePool:
         ordered = np.array(sorted(pages), dtype=np.int64)
         return [view for _, view in self.runs(ordered, np.zeros_like(ordered))]
 
-    def free_views(self) -> list[Tensor]:
-        """The bytes of the pages that nobody owns."""
-        return self.views(page for slab in self._slabs.values() for page in slab.free)
+    def page_tensors(self, pages: Iterable[int]) -> dict[str, list[Tensor]]:
+        """Views of `pages` by kind: `kv`, and `positions` with what rounds up to whole pages."""
+        runs, layout = self.views(pages), self.layout
+        return {
+            "kv": [part(run) for run in runs for part in (layout.keys, layout.values)],
+            "positions": [layout.positions_and_rounding(run) for run in runs],
+        }
+
+    def free_tensors(self, user: object) -> dict[str, list[Tensor]]:
+        """Views of the pages that nobody owns, as kind `free_pages` if there are any.
+
+        Several users that list what they hold may share a pool; only the oldest gets these.
+        """
+        if not self.pages_free or self.users()[0] is not user:
+            return {}
+        free = (page for slab in self._slabs.values() for page in slab.free)
+        return {"free_pages": self.views(free)}
 
     def _base_of(self, page: int) -> int:
         return self._bases[bisect_right(self._bases, page) - 1]

@@ -84,7 +84,7 @@ class Device:
     def owners(self) -> dict[int, tuple[int, int]]:
         """Owner of each page in the tables; no page may have two."""
         owners: dict[int, tuple[int, int]] = {}
-        scratch = self.manager._scratch_1X.data_ptr()
+        scratch = self.manager.scratch_page
         for (layer, row, _), page in np.ndenumerate(self.manager.page_table_LBP.numpy()):
             if page != scratch:
                 assert page not in owners
@@ -187,6 +187,11 @@ def test_a_thousand_steps_with_rows_coming_and_going() -> None:
     caches = manager.to_caches()
     assert_content(caches, device.kept)
     pool = manager.pool
+    listed = [*caches, manager]
+    held = sum(t.nbytes for user in listed for kind in user.tensors().values() for t in kind)
+    tables = sum(cache.page_table_BP.nbytes + cache.counts_B.nbytes for cache in caches)
+    tables += manager.page_table_LBP.nbytes + manager.counts_LB.nbytes
+    assert held == pool.bytes_allocated + tables + LAYOUT.page_bytes
     assert pool.pages_taken == sum(-(-n // PAGE) for row in expected for n in row)
     for cache in caches:
         cache.select(torch.tensor([], dtype=torch.int64))
@@ -258,7 +263,7 @@ def test_a_full_pool_is_used_to_the_last_slot_then_refused() -> None:
 
 def test_growth_never_goes_beyond_the_table() -> None:
     caches, kept = prefilled([30], 1, share=1.0)
-    manager = GrowthManager.from_caches(caches, max_positions=36)
+    manager = GrowthManager.from_caches(caches, max_positions=36, spare=3 * PAGE)
     device = Device(manager, LateCopier(0), seed=0, share=1.0)
     device.position, device.kept[0] = 30, kept[0]
     for _ in range(6):
@@ -339,19 +344,27 @@ def test_a_slow_device_gets_its_pages_in_time() -> None:
     manager = GrowthManager.from_caches(caches, max_positions=2000)
     rows_LB = torch.arange(4, device=device).view(2, 2) * manager.page_table_LBP.shape[2]
     used = []
-    for _ in range(300):
-        manager.before_step()
-        torch.cuda._sleep(200_000)
-        flat_LB = rows_LB + manager.counts_LB // manager.layout.page_tokens
-        used.append(manager.page_table_LBP.view(-1)[flat_LB])
-        manager.counts_LB += 1
-        manager.after_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(300):
+            manager.before_step()
+            torch.cuda._sleep(200_000)
+            flat_LB = rows_LB + manager.counts_LB // manager.layout.page_tokens
+            used.append(manager.page_table_LBP.view(-1)[flat_LB])
+            manager.counts_LB += 1
+            manager.after_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert np.array_equal(manager.counts(), before + 300)
-    assert (torch.stack(used) != manager._scratch_1X.data_ptr()).all()
-    assert np.array_equal(manager.page_table_LBP.cpu().numpy(), manager._table)
+    assert (torch.stack(used) != manager.scratch_page).all()
     manager.select([1, 1])
+    table = manager.page_table_LBP.tolist()
     caches = manager.to_caches()
     assert [cache.counts for cache in caches] == [[count[1] + 300] * 2 for count in before.tolist()]
+    for cache, table_BP in zip(caches, table, strict=True):
+        for row, pages in enumerate(table_BP):
+            owned = cache.pages_of(row)
+            assert pages[: len(owned)] == owned
     for cache in caches:
         kept = slice(0, cache.counts[0] - 300)
         packed = cache.packed()

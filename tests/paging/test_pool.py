@@ -15,6 +15,10 @@ LAYOUT = PageLayout(heads=2, key_size=4, value_size=6, dtype=torch.float32, page
 CPU = torch.device("cpu")
 
 
+class Owner:
+    pool: PagePool
+
+
 def test_a_page_has_its_parts_side_by_side() -> None:
     used = 16 * 2 * (4 + 6) * 4 + 16 * 4
     assert LAYOUT.page_bytes == 1536 >= used > 1536 - 256
@@ -113,7 +117,9 @@ def test_absorbing_moves_every_page_and_refuses_other_layouts() -> None:
 def test_random_use_never_shares_or_loses_a_page(slab_pages) -> None:
     chance = random.Random(slab_pages)
     pool = PagePool(LAYOUT, CPU, slab_pages)
-    held: list[list[int]] = []
+    owner, held = Owner(), []
+    pool.add_user(owner)
+    pool.add_user(other := Owner())
     for _ in range(600):
         if held and chance.random() < 0.48:
             pool.give_back(held.pop(chance.randrange(len(held))))
@@ -123,8 +129,10 @@ def test_random_use_never_shares_or_loses_a_page(slab_pages) -> None:
             held.append(pool.take(chance.randrange(1, 9)))
         taken = [page for pages in held for page in pages]
         assert len(set(taken)) == len(taken) == pool.pages_taken
-        listed = sum(view.shape[0] for view in [*pool.views(taken), *pool.free_views()])
+        free = pool.free_tensors(owner).get("free_pages", [])
+        listed = sum(view.shape[0] for view in [*pool.views(taken), *free])
         assert listed == pool.pages_total == pool.pages_taken + pool.pages_free
+    assert pool.free_tensors(other) == {}
     for pages in held:
         pool.give_back(pages)
     pool.trim()
