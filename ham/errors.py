@@ -29,6 +29,10 @@ class DeviceError(HamError):
     """The device asked for does not exist here or cannot do what was asked."""
 
 
+class CachePoolFullError(HamError):
+    """The page pool of the KV cache reached its limit; says what was needed, free and allowed."""
+
+
 class MissingDataError(HamError):
     """A file that an earlier stage or a download should have written is not there."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ham.cache import BLOCK_TOKENS, PAGE_TOKENS, DenseKVCache, PagedKVCache, WindowKVCache
+from ham.errors import CachePoolFullError
 
 LIKE = torch.empty(0, dtype=torch.float64)
 
@@ -48,18 +49,108 @@ def test_paged_cache_allocates_only_the_pages_needed() -> None:
     routed_BT = torch.zeros(2, PAGE_TOKENS + 1, dtype=torch.bool)
     routed_BT[0] = True
     cache.append(k_BTHK, v_BTHV, routed_BT, 0)
-    assert cache.k_PSHK.shape[0] == 2
-    assert cache.page_table_BP.tolist() == [[0, 1], [-1, -1]]
+    assert cache.pool.pages_total == cache.pool.pages_taken == 2
+    assert (cache.page_table_BP != 0).tolist() == [[True, True], [False, False]]
     cache.select(torch.tensor([1]))
-    assert cache.k_PSHK.shape[0] == 0
+    assert cache.pool.pages_total == 0
 
 
 def test_unused_slots_are_finite() -> None:
     cache = PagedKVCache(1, 2, 4, LIKE)
     k_BTHK, v_BTHV = random_kv(1, 3, seed=0)
     cache.append(k_BTHK, v_BTHV, torch.tensor([[True, False, True]]), 0)
-    assert torch.isfinite(cache.k_PSHK).all()
-    assert torch.isfinite(cache.v_PSHV).all()
+    assert all(torch.isfinite(part).all() for part in cache.tensors()["kv"])
+
+
+def filled(counts: list[int], seed: int = 0, page_tokens: int = 4) -> PagedKVCache:
+    """A cache whose sequence i holds `counts[i]` tokens that know where they are from."""
+    cache = PagedKVCache(len(counts), 2, 3, LIKE, value_size=5, page_tokens=page_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, max(counts), 5):
+        routed_BT = torch.arange(start, start + 5) < torch.tensor(counts)[:, None]
+        shape = (len(counts), 5, 2)
+        k_BTHK = torch.rand(*shape, 3, generator=generator, dtype=LIKE.dtype)
+        v_BTHV = torch.rand(*shape, 5, generator=generator, dtype=LIKE.dtype)
+        cache.append(k_BTHK, v_BTHV, routed_BT, start)
+    return cache
+
+
+def contents(cache: PagedKVCache) -> list[tuple[torch.Tensor, ...]]:
+    packed = cache.packed()
+    parts = (packed.k_BNHK, packed.v_BNHV, packed.positions_BN)
+    return [
+        tuple(part[row, :count].clone() for part in parts)
+        for row, count in enumerate(packed.counts_B.tolist())
+    ]
+
+
+def assert_same(found: list[tuple[torch.Tensor, ...]], expected: list) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def bytes_of(tensors: dict[str, list[torch.Tensor]]) -> int:
+    return sum(t.numel() * t.element_size() for part in tensors.values() for t in part)
+
+
+def held_bytes(cache: PagedKVCache) -> int:
+    return cache.pool.bytes_allocated + cache.page_table_BP.nbytes + cache.counts_B.nbytes
+
+
+@pytest.mark.parametrize("order", [[2, 0], [1], [0, 0, 3, 0], [3, 2, 1, 0], []], ids=str)
+def test_selecting_keeps_content_and_frees_the_rest(order) -> None:
+    cache = filled([9, 0, 4, 13])
+    before = contents(cache)
+    cache.select(torch.tensor(order, dtype=torch.int64))
+    assert_same(contents(cache), [before[row] for row in order])
+    assert cache.pool.pages_taken == sum([3, 0, 1, 4][row] for row in order)
+    assert bytes_of(cache.tensors()) == held_bytes(cache)
+    if order.count(0) > 1:
+        # A copy is a copy: one sequence grows, its twin does not.
+        token = torch.ones(4, 1, 2, 5, dtype=LIKE.dtype)
+        cache.append(token[..., :3], token, torch.tensor([[True], [False], [False], [True]]), 50)
+        found = contents(cache)
+        assert found[0][2].tolist() == [*range(9), 50]
+        assert_same(found[1:2], before[:1])
+
+
+def test_joining_moves_pages_without_copying() -> None:
+    parts = [filled([3, 17], 0), filled([8], 1), filled([0, 5], 2)]
+    expected = [row for part in parts for row in contents(part)]
+    addresses = [part.pages_of(row) for part in parts for row in range(len(part.counts))]
+    joined = PagedKVCache.join([PagedKVCache.join(parts[:2]), parts[2]])
+    assert_same(contents(joined), expected)
+    assert [joined.pages_of(row) for row in range(5)] == addresses
+    assert [part.counts for part in parts] == [[], [], []]
+    assert bytes_of(joined.tensors()) == held_bytes(joined)
+    token = torch.ones(5, 1, 2, 5, dtype=LIKE.dtype)
+    start_B = torch.tensor([3, 17, 8, 0, 5])
+    joined.append(token[..., :3], token, torch.ones(5, 1, dtype=torch.bool), start_B)
+    assert [row[2][-1].item() for row in contents(joined)] == start_B.tolist()
+    joined.select(torch.tensor([], dtype=torch.int64))
+    assert joined.pool.bytes_allocated == 0
+
+
+def test_caches_that_cannot_be_joined_are_refused() -> None:
+    cache = filled([3])
+    with pytest.raises(ValueError, match="one owner"):
+        PagedKVCache.join([cache, cache])
+    with pytest.raises(ValueError, match="cannot join"):
+        PagedKVCache.join([cache, filled([3], page_tokens=8)])
+    with pytest.raises(ValueError, match="has no pages"):
+        PagedKVCache(1, 4, 3, LIKE, pool=cache.pool)
+
+
+def test_a_full_pool_leaves_the_cache_as_it_was() -> None:
+    cache = filled([6, 2])
+    cache.pool.limit_pages = 4
+    before = contents(cache)
+    k_BTHK, v_BTHV = torch.ones(2, 9, 2, 3), torch.ones(2, 9, 2, 5)
+    with pytest.raises(CachePoolFullError, match=r"needs 4 more pages.* 3 of at most 4"):
+        cache.append(k_BTHK, v_BTHV, torch.ones(2, 9, dtype=torch.bool), 6)
+    assert_same(contents(cache), before)
+    assert cache.pool.pages_total == 3
 
 
 @pytest.mark.parametrize("parts", [(3,), (8,), (20,), (3, 3, 3), (1,) * 19, (7, 9, 30)])

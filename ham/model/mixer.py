@@ -73,7 +73,10 @@ class MixerState(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, list[Tensor]]:
-        """All tensors held, by kind: `kv`, `positions`, `page_table`, `recurrent`, `conv`."""
+        """All tensors held, by kind: `kv`, `positions`, `page_table`, `recurrent`, `conv`.
+
+        A paged cache adds `free_pages` while its pool has pages that no sequence owns.
+        """
 
     def bytes_allocated(self) -> dict[str, int]:
         """Allocated bytes by kind, counted on the tensors themselves."""

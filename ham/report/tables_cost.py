@@ -15,7 +15,7 @@ SPEED_COLUMNS = (
     ("prefill", "prefill", "prefill_ms", "ms"),
     ("decode", "decode", "decode_ms", "ms per token"),
 )
-MEMORY_KINDS = ("kv", "positions", "page_table", "recurrent", "conv")
+MEMORY_KINDS = ("kv", "positions", "page_table", "free_pages", "recurrent", "conv")
 
 
 def throughput(results: Results) -> Table:

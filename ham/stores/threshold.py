@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ham.cache import PAGE_TOKENS, PagedKVCache, grown_tokens
+from ham.cache import PagedKVCache, paged_bytes
 from ham.kernels.routed_attention import routed_attention, routed_attention_cached
 from ham.measure.cost import causal_pairs
 from ham.model.mixer import StateBytes
 from ham.stores.attention import Position, Stretch, attend_stretches, positions_of
-from ham.stores.base import INT32_BYTES, KVFraction, StoreCache, TokenStore
+from ham.stores.base import KVFraction, StoreCache, TokenStore
 from ham.stores.recent import RecentTokens
 
 
@@ -137,17 +137,17 @@ class ThresholdStore(TokenStore):
         shared = isinstance(kv_fraction, float | int)
         fractions = [kv_fraction] * self.groups if shared else list(kv_fraction)
         counts = [round(position * fraction) for fraction in fractions]
-        slots = [grown_tokens(count, PAGE_TOKENS) for count in counts]
-        # The table is as wide as its longest row, and each row has a count.
-        table = self.groups * (max(slots) // PAGE_TOKENS + 1) * INT32_BYTES
-        pair = self._pair_bytes(element_size) // self.groups
-        ring = self.ring_size * self._pair_bytes(element_size)
-        window = min(position, self.ring_size) * self._pair_bytes(element_size)
+        heads, size = self.heads // self.groups, self.head_dim
+        rows = [paged_bytes(count, heads, size, size, element_size) for count in counts]
+        # The table of a batch is as wide as its longest row.
+        table = self.groups * max(row.page_table for row in rows)
+        pages = sum(row.allocated - row.page_table for row in rows)
+        pair, ring = self._pair_bytes(element_size), self.ring_size
         return StateBytes(
-            kv=sum(counts) * pair + window,
-            positions=sum(counts) * INT32_BYTES,
+            kv=sum(row.kv for row in rows) + min(position, ring) * pair,
+            positions=sum(row.positions for row in rows),
             page_table=table,
-            allocated=sum(slots) * (pair + INT32_BYTES) + table + ring,
+            allocated=pages + table + ring * pair,
         )
 
     def memory_pairs(self, tokens: int, kv_fraction: float) -> float:
