@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from ham.model.positions import Positions
 
 BLOCK_TOKENS = 64
 """Tokens by which the dense cache grows."""
@@ -27,29 +30,57 @@ def grown_tokens(tokens: int, block: int) -> int:
 
 
 class DenseKVCache:
-    """Keys and values of every token; grows by blocks of `BLOCK_TOKENS`."""
+    """Keys and values of every token; grows by blocks of `BLOCK_TOKENS`.
+
+    Each sequence begins at slot 0. In a batch of different lengths all have the slots of the
+    longest, and those that a sequence has not filled hold zeros: attention reads and masks them,
+    and NaN x 0 would spread.
+    """
 
     def __init__(self, batch: int, heads: int, head_dim: int, like: Tensor):
-        self.length = 0
+        self.positions = Positions.zeros(batch, like.device)
         self.k_BTHK = like.new_empty(batch, 0, heads, head_dim)
         self.v_BTHV = like.new_empty(batch, 0, heads, head_dim)
 
+    @classmethod
+    def join(cls, caches: Sequence[Self]) -> Self:
+        """One cache of all sequences of `caches`."""
+        joined = cls.__new__(cls)
+        joined.positions = Positions.join([cache.positions for cache in caches])
+        capacity = grown_tokens(joined.positions.longest, BLOCK_TOKENS)
+        filled = [cache.positions.longest for cache in caches]
+        joined.k_BTHK = _stacked([cache.k_BTHK for cache in caches], filled, capacity)
+        joined.v_BTHV = _stacked([cache.v_BTHV for cache in caches], filled, capacity)
+        return joined
+
     def append(self, k_BTHK: Tensor, v_BTHV: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens; returns views of all keys and values so far."""
-        end = self.length + k_BTHK.shape[1]
+        """Add T tokens to each sequence; returns views of all keys and values so far.
+
+        The views reach to the end of the longest sequence.
+        """
+        tokens = k_BTHK.shape[1]
+        begin, end = self.positions.longest, self.positions.longest + tokens
         if end > self.k_BTHK.shape[1]:
             capacity = grown_tokens(end, BLOCK_TOKENS)
-            self.k_BTHK = _enlarged(self.k_BTHK, capacity, self.length)
-            self.v_BTHV = _enlarged(self.v_BTHV, capacity, self.length)
-        self.k_BTHK[:, self.length : end] = k_BTHK
-        self.v_BTHV[:, self.length : end] = v_BTHV
-        self.length = end
+            enlarged = _enlarged_with_zeros if self.positions.ragged else _enlarged
+            self.k_BTHK = enlarged(self.k_BTHK, capacity, begin)
+            self.v_BTHV = enlarged(self.v_BTHV, capacity, begin)
+        if self.positions.ragged:
+            slots_BT = self.positions.upcoming(tokens)
+            _write(self.k_BTHK, slots_BT, k_BTHK)
+            _write(self.v_BTHV, slots_BT, v_BTHV)
+        else:
+            self.k_BTHK[:, begin:end] = k_BTHK
+            self.v_BTHV[:, begin:end] = v_BTHV
+        self.positions.advance(tokens)
         return self.k_BTHK[:, :end], self.v_BTHV[:, :end]
 
     def select(self, index_B: Tensor) -> None:
-        """Keep the sequences `index_B`, in that order."""
-        self.k_BTHK = self.k_BTHK[index_B]
-        self.v_BTHV = self.v_BTHV[index_B]
+        """Keep the sequences `index_B`, in that order; slots that none of them needs are freed."""
+        self.positions.select(index_B)
+        capacity = grown_tokens(self.positions.longest, BLOCK_TOKENS)
+        self.k_BTHK = self.k_BTHK[:, :capacity][index_B]
+        self.v_BTHV = self.v_BTHV[:, :capacity][index_B]
 
     def tensors(self) -> list[Tensor]:
         """The tensors held."""
@@ -61,29 +92,38 @@ class WindowKVCache:
 
     def __init__(self, batch: int, window: int, heads: int, head_dim: int, like: Tensor):
         self.window = window
-        self.length = 0
+        self.positions = Positions.zeros(batch, like.device)
         self.k_BWHK = like.new_zeros(batch, window, heads, head_dim)
         self.v_BWHV = like.new_zeros(batch, window, heads, head_dim)
 
+    @classmethod
+    def join(cls, caches: Sequence[Self]) -> Self:
+        """One cache of all sequences of `caches`, whose windows are the same."""
+        joined = cls.__new__(cls)
+        joined.window = caches[0].window
+        joined.positions = Positions.join([cache.positions for cache in caches])
+        joined.k_BWHK = torch.cat([cache.k_BWHK for cache in caches])
+        joined.v_BWHV = torch.cat([cache.v_BWHV for cache in caches])
+        return joined
+
     def append(self, k_BTHK: Tensor, v_BTHV: Tensor) -> None:
-        """Add T tokens; the oldest are overwritten."""
+        """Add T tokens to each sequence; the oldest are overwritten."""
         tokens = k_BTHK.shape[1]
         kept = min(tokens, self.window)
-        first = self.length + tokens - kept
-        slots = torch.arange(first, first + kept, device=k_BTHK.device) % self.window
-        self.k_BWHK[:, slots] = k_BTHK[:, tokens - kept :].to(self.k_BWHK.dtype)
-        self.v_BWHV[:, slots] = v_BTHV[:, tokens - kept :].to(self.v_BWHV.dtype)
-        self.length += tokens
+        slots_BT = self.positions.upcoming(tokens)[:, tokens - kept :] % self.window
+        _write(self.k_BWHK, slots_BT, k_BTHK[:, tokens - kept :])
+        _write(self.v_BWHV, slots_BT, v_BTHV[:, tokens - kept :])
+        self.positions.advance(tokens)
 
-    def positions_W(self) -> Tensor:
-        """Position of the token in each slot; -1 where the slot is empty."""
-        slots = torch.arange(self.window, device=self.k_BWHK.device)
-        newest = self.length - 1
-        positions = newest - (newest - slots) % self.window
-        return positions.clamp(min=-1)
+    def positions_BW(self) -> Tensor:
+        """Position of the token in each slot, -1 in an empty one; `[1, W]` unless ragged."""
+        slots_W = torch.arange(self.window, device=self.k_BWHK.device)
+        newest_B1 = self.positions.upcoming(1) - 1
+        return (newest_B1 - (newest_B1 - slots_W) % self.window).clamp(min=-1)
 
     def select(self, index_B: Tensor) -> None:
         """Keep the sequences `index_B`, in that order."""
+        self.positions.select(index_B)
         self.k_BWHK = self.k_BWHK[index_B]
         self.v_BWHV = self.v_BWHV[index_B]
 
@@ -124,8 +164,31 @@ class PagedKVCache:
         self.counts_B = like.new_zeros(batch, dtype=torch.int32)
         self._counts: list[int] = [0] * batch
 
-    def append(self, k_BTHK: Tensor, v_BTHV: Tensor, routed_BT: Tensor, start: int) -> None:
-        """Store the tokens with `routed_BT` true; the first token stands at position `start`."""
+    @classmethod
+    def join(cls, caches: Sequence[Self]) -> Self:
+        """One cache of all sequences of `caches`: their pools one after the other."""
+        joined = cls.__new__(cls)
+        joined.k_PSHK = torch.cat([cache.k_PSHK for cache in caches])
+        joined.v_PSHV = torch.cat([cache.v_PSHV for cache in caches])
+        joined.positions_PS = torch.cat([cache.positions_PS for cache in caches])
+        joined.counts_B = torch.cat([cache.counts_B for cache in caches])
+        joined._counts = [count for cache in caches for count in cache._counts]
+        table: list[list[int]] = []
+        first = 0
+        for cache in caches:
+            owned = (cache._pages_of(row) for row in range(len(cache._counts)))
+            table += [[first + page for page in pages] for pages in owned]
+            first += cache.k_PSHK.shape[0]
+        joined._write_table(table)
+        return joined
+
+    def append(
+        self, k_BTHK: Tensor, v_BTHV: Tensor, routed_BT: Tensor, start: int | Tensor
+    ) -> None:
+        """Store the tokens with `routed_BT` true.
+
+        The first token of each sequence stands at position `start`, an int for all or int64 `[B]`.
+        """
         added = routed_BT.sum(dim=1, dtype=torch.int32)
         new_counts = [old + n for old, n in zip(self._counts, added.tolist(), strict=True)]
         if new_counts == self._counts:
@@ -138,7 +201,8 @@ class PagedKVCache:
         within = slot % PAGE_TOKENS
         self.k_PSHK[page, within] = k_BTHK[row, token].to(self.k_PSHK.dtype)
         self.v_PSHV[page, within] = v_BTHV[row, token].to(self.v_PSHV.dtype)
-        self.positions_PS[page, within] = (token + start).to(torch.int32)
+        begin = start if isinstance(start, int) else start[row]
+        self.positions_PS[page, within] = (token + begin).to(torch.int32)
         self.counts_B = self.counts_B + added
         self._counts = new_counts
 
@@ -216,6 +280,31 @@ def _enlarged(old: Tensor, capacity: int, used: int) -> Tensor:
     new = old.new_empty(old.shape[0], capacity, *old.shape[2:])
     new[:, :used] = old[:, :used]
     return new
+
+
+def _enlarged_with_zeros(old: Tensor, capacity: int, used: int) -> Tensor:
+    return _stacked([old], [used], capacity)
+
+
+def _stacked(parts: Sequence[Tensor], filled: Sequence[int], capacity: int) -> Tensor:
+    """The batches one after the other, each cut to its filled slots and padded with zeros."""
+    rows = sum(part.shape[0] for part in parts)
+    stacked = parts[0].new_zeros(rows, capacity, *parts[0].shape[2:])
+    first = 0
+    for part, used in zip(parts, filled, strict=True):
+        stacked[first : first + part.shape[0], :used] = part[:, :used]
+        first += part.shape[0]
+    return stacked
+
+
+def _write(cache_BNHK: Tensor, slots_BT: Tensor, new_BTHK: Tensor) -> None:
+    """Put T tokens per sequence into its slots; `slots_BT` may be `[1, T]`, the same for all."""
+    new_BTHK = new_BTHK.to(cache_BNHK.dtype)
+    if slots_BT.shape[0] == 1:
+        cache_BNHK[:, slots_BT[0]] = new_BTHK
+    else:
+        rows_B = torch.arange(cache_BNHK.shape[0], device=cache_BNHK.device)
+        cache_BNHK[rows_B[:, None], slots_BT] = new_BTHK
 
 
 def _more_pages(old: Tensor, pages: int) -> Tensor:

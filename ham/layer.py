@@ -11,8 +11,9 @@ only if it was routed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,7 @@ from ham.model.mixer import (
     SequenceMixer,
     StateBytes,
 )
+from ham.model.positions import Positions
 from ham.routing import (
     ReductionName,
     ScoreName,
@@ -88,7 +90,26 @@ class HamState(MixerState):
     recurrent_BHKV: Tensor
     history_BWC: Tensor
     cache: PagedKVCache
-    position: int = 0
+    positions: Positions
+
+    @classmethod
+    def join(cls, states: Sequence[Self]) -> Self:
+        """One memory of all sequences of `states`."""
+        return cls(
+            torch.cat([state.recurrent_BHKV for state in states]),
+            torch.cat([state.history_BWC for state in states]),
+            PagedKVCache.join([state.cache for state in states]),
+            Positions.join([state.positions for state in states]),
+        )
+
+    @property
+    def position(self) -> int | Tensor:
+        """Tokens read: an int while all sequences agree, else an int64 tensor `[B]`."""
+        return self.positions.value
+
+    def kept_B(self) -> Tensor:
+        """Tokens in the cache of each sequence."""
+        return self.cache.counts_B
 
     def tensors(self) -> dict[str, list[Tensor]]:
         """All tensors held, by kind."""
@@ -103,6 +124,7 @@ class HamState(MixerState):
         self.recurrent_BHKV = self.recurrent_BHKV[index_B]
         self.history_BWC = self.history_BWC[index_B]
         self.cache.select(index_B)
+        self.positions.select(index_B)
 
 
 @dataclass
@@ -169,6 +191,7 @@ class HamMixer(SequenceMixer):
             torch.zeros(batch_size, heads, head_dim, head_dim, device=device, dtype=wide),
             self.conv.init_history(batch_size, device, dtype),
             PagedKVCache(batch_size, heads, head_dim, torch.empty(0, device=device, dtype=dtype)),
+            Positions.zeros(batch_size, device),
         )
 
     def prefill(self, x_BTD: Tensor, state: HamState) -> tuple[Tensor, MixerAux]:
@@ -176,18 +199,14 @@ class HamMixer(SequenceMixer):
         projected = self._project(x_BTD, state.history_BWC, state.position)
         memory = self._recur(projected, state.recurrent_BHKV)
         routed_BT = self.controller.route(memory.score_BT)
-        start, length = state.position, x_BTD.shape[1]
-        state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, start)
-        if start == 0:
+        state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, state.position)
+        if state.positions.longest == 0:
             attended_BTHV = self._attend(projected, routed_BT)
         else:
-            positions_BT = torch.arange(start, start + length, device=x_BTD.device)
-            attended_BTHV = self._attend_cache(
-                projected.attention_q_BTHK, state, positions_BT.expand(x_BTD.shape[0], -1)
-            )
+            attended_BTHV = self._attend_cache(projected.attention_q_BTHK, state)
         state.recurrent_BHKV = memory.final_state_BHKV
         state.history_BWC = projected.history_BWC
-        state.position += length
+        state.positions.advance(x_BTD.shape[1])
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
         return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=memory.score_BT)
 
@@ -205,10 +224,9 @@ class HamMixer(SequenceMixer):
         )
         routed_BT = self.controller.route(self._score(prediction_BHV[:, None], projected))
         state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, state.position)
-        positions_BT = torch.full((x_BD.shape[0], 1), state.position, device=x_BD.device)
-        attended_BTHV = self._attend_cache(projected.attention_q_BTHK, state, positions_BT)
+        attended_BTHV = self._attend_cache(projected.attention_q_BTHK, state)
         state.history_BWC = projected.history_BWC
-        state.position += 1
+        state.positions.advance(1)
         return self._combine(x_BTD, o_BHV[:, None], attended_BTHV)[:, 0]
 
     def end_step(self) -> None:
@@ -256,7 +274,7 @@ class HamMixer(SequenceMixer):
         return attention_flops(pairs, self.shape.heads, head_dim, head_dim)
 
     def _project(
-        self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int = 0
+        self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int | Tensor = 0
     ) -> _Projected:
         mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
         q_BTHK, k_BTHK, v_BTHV = (
@@ -306,7 +324,8 @@ class HamMixer(SequenceMixer):
         )
         return reduce_heads(score_BTH, self.options.reduction)
 
-    def _attend_cache(self, q_BTHK: Tensor, state: HamState, positions_BT: Tensor) -> Tensor:
+    def _attend_cache(self, q_BTHK: Tensor, state: HamState) -> Tensor:
+        """Read the cache, which holds the new tokens already; `state` stands before them."""
         packed = state.cache.packed()
         return routed_attention_cached(
             q_BTHK,
@@ -314,7 +333,7 @@ class HamMixer(SequenceMixer):
             packed.v_BNHV,
             packed.positions_BN,
             packed.counts_B,
-            positions_BT,
+            state.positions.upcoming(q_BTHK.shape[1]).expand(q_BTHK.shape[0], -1),
         )
 
     def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
