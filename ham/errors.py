@@ -29,6 +29,10 @@ class DeviceError(HamError):
     """The device asked for does not exist here or cannot do what was asked."""
 
 
+class NotFiniteError(HamError):
+    """A model that computes NaN or infinities where numbers are needed; names where."""
+
+
 class MissingDataError(HamError):
     """A file that an earlier stage or a download should have written is not there."""
 
