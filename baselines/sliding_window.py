@@ -78,9 +78,9 @@ class SlidingWindow(SequenceMixer):
 
     def prefill(self, x_BTD: Tensor, state: CacheState) -> tuple[Tensor, MixerAux]:
         """Read T tokens; each attends to the window that ends with it."""
-        cache, start = state.cache, state.cache.length
-        q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, start)
-        if start == 0:
+        cache = state.cache
+        q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, cache.positions.value)
+        if cache.positions.longest == 0:
             o_BTHV = banded_attention(q_BTHK, k_BTHK, v_BTHV, self.options.window)
         else:
             o_BTHV = self._attend_ring(q_BTHK, k_BTHK, v_BTHV, cache)
@@ -89,12 +89,14 @@ class SlidingWindow(SequenceMixer):
 
     def step(self, x_BD: Tensor, state: CacheState) -> Tensor:
         """Read one token; the ring then holds exactly the keys it may see."""
-        q_BTHK, k_BTHK, v_BTHV = self._project(x_BD[:, None], state.cache.length)
-        state.cache.append(k_BTHK, v_BTHV)
-        filled = min(state.cache.length, self.options.window)
-        o_BTHV = _attend(
-            q_BTHK, state.cache.k_BWHK[:, :filled], state.cache.v_BWHV[:, :filled], None
-        )
+        cache = state.cache
+        q_BTHK, k_BTHK, v_BTHV = self._project(x_BD[:, None], cache.positions.value)
+        cache.append(k_BTHK, v_BTHV)
+        filled = min(cache.positions.longest, self.options.window)
+        visible = None
+        if cache.positions.shortest < filled:
+            visible = (cache.positions_BW()[:, :filled] >= 0)[:, None, None]
+        o_BTHV = _attend(q_BTHK, cache.k_BWHK[:, :filled], cache.v_BWHV[:, :filled], visible)
         return self._output(o_BTHV)[:, 0]
 
     def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
@@ -115,7 +117,7 @@ class SlidingWindow(SequenceMixer):
         window = self.options.window
         return StateBytes(kv=min(position, window) * pair, allocated=window * pair)
 
-    def _project(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BTHK, k_BTHK, v_BTHV = (
             split_heads(part, self.shape.heads) for part in self.qkv(x_BTD).chunk(3, dim=-1)
         )
@@ -125,15 +127,14 @@ class SlidingWindow(SequenceMixer):
         self, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, cache: WindowKVCache
     ) -> Tensor:
         """New queries over the ring as it was before them and over the new keys."""
-        length, start = q_BTHK.shape[1], cache.length
-        new_T = torch.arange(start, start + length, device=q_BTHK.device)
-        ring_W = cache.positions_W()
-        positions_N = torch.cat((ring_W, new_T))
-        age_TN = new_T[:, None] - positions_N
-        visible_TN = (age_TN >= 0) & (age_TN < self.options.window) & (positions_N >= 0)
+        new_BT = cache.positions.upcoming(q_BTHK.shape[1])
+        positions_BN = torch.cat((cache.positions_BW(), new_BT), dim=1)
+        age_BTN = new_BT[:, :, None] - positions_BN[:, None]
+        in_window_BTN = (age_BTN >= 0) & (age_BTN < self.options.window)
+        visible_BTN = in_window_BTN & (positions_BN >= 0)[:, None]
         keys_BNHK = torch.cat((cache.k_BWHK.to(k_BTHK.dtype), k_BTHK), dim=1)
         values_BNHV = torch.cat((cache.v_BWHV.to(v_BTHV.dtype), v_BTHV), dim=1)
-        return _attend(q_BTHK, keys_BNHK, values_BNHV, visible_TN)
+        return _attend(q_BTHK, keys_BNHK, values_BNHV, visible_BTN[:, None])
 
     def _output(self, o_BTHV: Tensor) -> Tensor:
         return self.out(o_BTHV.flatten(-2))

@@ -65,9 +65,11 @@ class Transformer(SequenceMixer):
 
     def prefill(self, x_BTD: Tensor, state: CacheState) -> tuple[Tensor, MixerAux]:
         """Append T tokens and attend over everything so far."""
-        q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, start=state.cache.length)
-        keys_BTHK, values_BTHV = state.cache.append(k_BTHK, v_BTHV)
-        return self._attend(q_BTHK, keys_BTHK, values_BTHV), MixerAux()
+        positions = state.cache.positions
+        q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, positions.value)
+        query_BT = positions.upcoming(x_BTD.shape[1]) if positions.ragged else None
+        keys_BNHK, values_BNHV = state.cache.append(k_BTHK, v_BTHV)
+        return self._attend(q_BTHK, keys_BNHK, values_BNHV, query_BT), MixerAux()
 
     def step(self, x_BD: Tensor, state: CacheState) -> Tensor:
         """Append one token and attend over everything so far."""
@@ -88,26 +90,32 @@ class Transformer(SequenceMixer):
         pair = 2 * self.shape.width * element_size
         return StateBytes(kv=position * pair, allocated=grown_tokens(position, BLOCK_TOKENS) * pair)
 
-    def _project(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BTHK, k_BTHK, v_BTHV = (
             split_heads(part, self.shape.heads) for part in self.qkv(x_BTD).chunk(3, dim=-1)
         )
         return self.rotary(q_BTHK, start), self.rotary(k_BTHK, start), v_BTHV
 
-    def _attend(self, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
-        """Causal attention; the last query stands at the last key."""
-        queries, keys = q_BTHK.shape[1], k_BTHK.shape[1]
-        whole, single = queries == keys, queries == 1
+    def _attend(
+        self, q_BTHK: Tensor, k_BNHK: Tensor, v_BNHV: Tensor, positions_BT: Tensor | None = None
+    ) -> Tensor:
+        """Causal attention; the last query stands at the last key, unless positions are given."""
+        queries, keys = q_BTHK.shape[1], k_BNHK.shape[1]
+        ragged = positions_BT is not None
+        whole, single = queries == keys and not ragged, queries == 1
         mask = None
-        if not whole and not single:
+        if ragged:
+            slots_N = torch.arange(keys, device=q_BTHK.device)
+            mask = (slots_N <= positions_BT[..., None])[:, None]
+        elif not whole and not single:
             mask = torch.ones(queries, keys, dtype=torch.bool, device=q_BTHK.device)
             mask = mask.tril(keys - queries)
         varying = contextlib.nullcontext() if whole else for_varying_shapes(q_BTHK.device)
         with varying:
             o_BHTV = F.scaled_dot_product_attention(
                 q_BTHK.transpose(1, 2),
-                k_BTHK.to(q_BTHK.dtype).transpose(1, 2),
-                v_BTHV.to(q_BTHK.dtype).transpose(1, 2),
+                k_BNHK.to(q_BTHK.dtype).transpose(1, 2),
+                v_BNHV.to(q_BTHK.dtype).transpose(1, 2),
                 attn_mask=mask,
                 is_causal=whole and not single,
             )

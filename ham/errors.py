@@ -33,6 +33,10 @@ class CachePoolFullError(HamError):
     """The page pool of the KV cache reached its limit; says what was needed, free and allowed."""
 
 
+class NotFiniteError(HamError):
+    """A model that computes NaN or infinities where numbers are needed; names where."""
+
+
 class MissingDataError(HamError):
     """A file that an earlier stage or a download should have written is not there."""
 

@@ -12,8 +12,9 @@ only if it was routed. `ham.stores` has what else the attention branch may be ma
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ from ham.model.mixer import (
     SequenceMixer,
     StateBytes,
 )
+from ham.model.positions import Positions
 from ham.routing import (
     ReductionName,
     ScoreName,
@@ -82,7 +84,26 @@ class HamState(MixerState):
     recurrent_BHKV: Tensor
     history_BWC: Tensor
     cache: StoreCache
-    position: int = 0
+    positions: Positions
+
+    @classmethod
+    def join(cls, states: Sequence[Self]) -> Self:
+        """One memory of all sequences of `states`."""
+        return cls(
+            torch.cat([state.recurrent_BHKV for state in states]),
+            torch.cat([state.history_BWC for state in states]),
+            type(states[0].cache).join([state.cache for state in states]),
+            Positions.join([state.positions for state in states]),
+        )
+
+    @property
+    def position(self) -> int | Tensor:
+        """Tokens read: an int while all sequences agree, else an int64 tensor `[B]`."""
+        return self.positions.value
+
+    def kept_B(self) -> Tensor:
+        """Tokens in the cache of each sequence."""
+        return self.cache.kept_B()
 
     def tensors(self) -> dict[str, list[Tensor]]:
         """All tensors held, by kind."""
@@ -97,6 +118,7 @@ class HamState(MixerState):
         self.recurrent_BHKV = self.recurrent_BHKV[index_B]
         self.history_BWC = self.history_BWC[index_B]
         self.cache.select(index_B)
+        self.positions.select(index_B)
 
 
 @dataclass
@@ -172,6 +194,7 @@ class HamMixer(SequenceMixer):
             torch.zeros(batch_size, heads, head_dim, head_dim, device=device, dtype=wide),
             self.conv.init_history(batch_size, device, dtype),
             self.store.init_cache(batch_size, device, dtype),
+            Positions.zeros(batch_size, device),
         )
 
     def prefill(self, x_BTD: Tensor, state: HamState) -> tuple[Tensor, MixerAux]:
@@ -181,7 +204,7 @@ class HamMixer(SequenceMixer):
         attended_BTHV, kept_BT = self._attend_cached(projected, memory.score_BT, state)
         state.recurrent_BHKV = memory.final_state_BHKV
         state.history_BWC = projected.history_BWC
-        state.position += x_BTD.shape[1]
+        state.positions.advance(x_BTD.shape[1])
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
         return y_BTD, MixerAux(routed_BT=kept_BT, score_BT=memory.score_BT)
 
@@ -200,7 +223,7 @@ class HamMixer(SequenceMixer):
         score_BT = self._score(prediction_BHV[:, None], projected)
         attended_BTHV, _ = self._attend_cached(projected, score_BT, state)
         state.history_BWC = projected.history_BWC
-        state.position += 1
+        state.positions.advance(1)
         return self._combine(x_BTD, o_BHV[:, None], attended_BTHV)[:, 0]
 
     def end_step(self) -> None:
@@ -238,7 +261,7 @@ class HamMixer(SequenceMixer):
         )
 
     def _project(
-        self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int = 0
+        self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int | Tensor = 0
     ) -> _Projected:
         mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
         q_BTHK, k_BTHK, v_BTHV = (

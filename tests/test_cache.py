@@ -162,7 +162,7 @@ def test_window_cache_knows_the_last_tokens(parts) -> None:
     for size in parts:
         cache.append(k_BTHK[:, start : start + size], v_BTHV[:, start : start + size])
         start += size
-    positions = cache.positions_W().tolist()
+    (positions,) = cache.positions_BW().tolist()
     assert sorted(p for p in positions if p >= 0) == list(range(max(0, total - window), total))
     for slot, position in enumerate(positions):
         if position >= 0:

@@ -46,6 +46,18 @@ def test_decoding_on_the_gpu_equals_the_parallel_form(tiny_model, mixer) -> None
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
+def test_prompts_of_different_lengths_decode_as_on_the_cpu(tiny_model, mixer) -> None:
+    prompts = [[1], [5] * 9, list(range(64)), list(range(100, 190))]
+    model = tiny_model(mixer, dtype=torch.float64)
+    rules = {"max_new_tokens": 20, "temperature": 1.0, "seed": 1, "batch_size": 3}
+    expected = generate(model, prompts, **rules)
+    assert generate(model.cuda(), prompts, **rules) == expected
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = generate(tiny_model(mixer).cuda(), prompts, **rules)
+    assert [len(new) for new in found] == [20] * 4
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_bfloat16_training_lowers_the_loss(tiny_model, mixer) -> None:
     model = tiny_model(mixer).cuda().train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)

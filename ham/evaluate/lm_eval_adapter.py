@@ -61,7 +61,8 @@ class HamLM(TemplateLM):
         max_length: Longest input in tokens; the training context when missing.
         tokenizer: The tokenizer of a model that is given as an object.
         precision: `auto` (bfloat16 autocast on a GPU), `float32` or `bfloat16`.
-        on_batch: Called after each forward pass with the rows done and the rows in all.
+        on_batch: Called after each forward pass with the rows done and the rows in all, and when
+            generation ends with the prompts done and the prompts in all.
 
     Raises:
         MissingDataError, CorruptFileError: For a checkpoint that cannot be read.
@@ -231,7 +232,9 @@ class HamLM(TemplateLM):
                 )
             prompts = [self._prompt(requests[index].args[0], room) for index in indices]
             stop = self._stop_rule(until) if until else self._ended
-            answers = generate(self.model, prompts, new_tokens, stop, self.batch_size)
+            answers = generate(
+                self.model, prompts, new_tokens, stop, self.batch_size, on_finished=self.on_batch
+            )
             for index, tokens in zip(indices, answers, strict=True):
                 results[index] = cut_before(self._text(tokens), until)
         for request, result in zip(requests, results, strict=True):

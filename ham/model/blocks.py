@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ham.model.positions import span
+
 NORM_EPSILON = 1e-6
 
 
@@ -46,11 +48,17 @@ class RotaryPositions(nn.Module):
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
-    def forward(self, x_BTHK: Tensor, start: int = 0) -> Tensor:
-        """Rotate `x_BTHK`, whose first token stands at position `start`; keeps the dtype."""
+    def forward(self, x_BTHK: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Rotate `x_BTHK`, whose first token stands at position `start`; keeps the dtype.
+
+        `start` is one int for all sequences or an int64 tensor `[B]`.
+        """
         length = x_BTHK.shape[1]
-        cos = self.cos[start : start + length, None]
-        sin = self.sin[start : start + length, None]
+        if isinstance(start, int):
+            rows = slice(start, start + length)
+        else:
+            rows = span(start, length, start.device)
+        cos, sin = self.cos[rows].unsqueeze(-2), self.sin[rows].unsqueeze(-2)
         wide = x_BTHK.to(cos.dtype) if x_BTHK.element_size() < 4 else x_BTHK
         first, second = wide.chunk(2, dim=-1)
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from ham.errors import ConfigError
 from ham.measure.cost import linear_flops
 from ham.model.blocks import RMSNorm, SwiGLU
 from ham.model.mixer import MixerAux, MixerShape, MixerState, SequenceMixer, StateBytes
+from ham.model.positions import Positions
 from ham.model.precision import cache_dtype
 from ham.model.registry import mixer_class, parse_options
 
@@ -96,10 +97,42 @@ class DecoderOutput:
 
 @dataclass
 class DecoderState:
-    """The decoding memory of all layers."""
+    """The decoding memory of all layers.
+
+    Attributes:
+        layers: One memory per layer.
+        positions: How far each sequence has been read.
+    """
 
     layers: list[MixerState]
-    position: int = 0
+    positions: Positions
+
+    @classmethod
+    def join(cls, states: Sequence[Self]) -> Self:
+        """One memory of all sequences of `states`, which may stand at different positions.
+
+        `states` stay as they are, so both exist at the same time.
+        """
+        layers = zip(*(state.layers for state in states), strict=True)
+        return cls(
+            [type(parts[0]).join(parts) for parts in layers],
+            Positions.join([state.positions for state in states]),
+        )
+
+    @property
+    def position(self) -> int | Tensor:
+        """Tokens read: an int while all sequences agree, else an int64 tensor `[B]`."""
+        return self.positions.value
+
+    @property
+    def positions_B(self) -> Tensor:
+        """Int64 tokens read of each sequence."""
+        return self.positions.tensor_B
+
+    @property
+    def longest(self) -> int:
+        """Tokens read of the longest sequence, without asking the device."""
+        return self.positions.longest
 
     def bytes_allocated(self) -> dict[str, int]:
         """Allocated bytes by kind, summed over layers and sequences."""
@@ -111,6 +144,7 @@ class DecoderState:
 
     def select(self, index_B: Tensor) -> None:
         """Keep only the sequences `index_B`, in that order."""
+        self.positions.select(index_B)
         for layer in self.layers:
             layer.select(index_B)
 
@@ -205,27 +239,34 @@ class DecoderLM(nn.Module):
         """Empty decoding memories; KV in `dtype`, by default that of autocast or the weights."""
         dtype = dtype or cache_dtype(self.embedding.weight)
         return DecoderState(
-            [block.mixer.init_state(batch_size, self.device, dtype) for block in self.blocks]
+            [block.mixer.init_state(batch_size, self.device, dtype) for block in self.blocks],
+            Positions.zeros(batch_size, self.device),
         )
 
-    def prefill(self, tokens_BT: Tensor, state: DecoderState) -> DecoderOutput:
-        """Read T tokens at once, continuing from `state`, which is updated."""
-        self._check_length(state.position + tokens_BT.shape[1])
+    def prefill(
+        self, tokens_BT: Tensor, state: DecoderState, last_only: bool = False
+    ) -> DecoderOutput:
+        """Read T tokens at once, continuing from `state`, which is updated.
+
+        With `last_only` the logits are those after the last token alone, `[B, 1, V]`: those of a
+        long prompt and a large vocabulary would not fit into memory.
+        """
+        self._check_length(state.longest + tokens_BT.shape[1])
         x_BTD = self.embedding(tokens_BT)
         reports = []
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x_BTD, aux = block.prefill(x_BTD, layer_state)
             reports.append(aux)
-        state.position += tokens_BT.shape[1]
-        return DecoderOutput(self._logits(x_BTD), reports)
+        state.positions.advance(tokens_BT.shape[1])
+        return DecoderOutput(self._logits(x_BTD[:, -1:] if last_only else x_BTD), reports)
 
     def step(self, tokens_B: Tensor, state: DecoderState) -> Tensor:
         """Read one token per sequence; returns `logits_BV` of the next one."""
-        self._check_length(state.position + 1)
+        self._check_length(state.longest + 1)
         x_BD = self.embedding(tokens_B)
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x_BD = block.step(x_BD, layer_state)
-        state.position += 1
+        state.positions.advance(1)
         return self._logits(x_BD)
 
     def end_step(self) -> None:

@@ -8,8 +8,9 @@ P head size and S state size of Mamba-2. `q_BTHK` is a tensor with those axes in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,19 @@ class MixerState(ABC):
     @abstractmethod
     def select(self, index_B: Tensor) -> None:
         """Keep only the sequences `index_B` (int64), in that order; used to reorder a batch."""
+
+    @classmethod
+    @abstractmethod
+    def join(cls, states: Sequence[Self]) -> Self:
+        """One memory of all sequences of `states` (at least one), which stay as they are.
+
+        The sequences may stand at different positions. From then on every sequence must go on
+        exactly as it would alone.
+        """
+
+    def kept_B(self) -> Tensor | None:
+        """Tokens that each sequence keeps in its cache (int); None where that is not a choice."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from ham.cache import DenseKVCache, WindowKVCache
@@ -24,6 +27,12 @@ class CacheState(MixerState):
         """Keep the sequences `index_B`, in that order."""
         self.cache.select(index_B)
 
+    @classmethod
+    def join(cls, states: Sequence[Self]) -> Self:
+        """One memory of all sequences of `states`."""
+        caches = [state.cache for state in states]
+        return cls(type(caches[0]).join(caches))
+
 
 @dataclass
 class RecurrentState(MixerState):
@@ -40,3 +49,11 @@ class RecurrentState(MixerState):
         """Keep the sequences `index_B`, in that order."""
         self.recurrent = self.recurrent[index_B]
         self.history_BWC = self.history_BWC[index_B]
+
+    @classmethod
+    def join(cls, states: Sequence[Self]) -> Self:
+        """One memory of all sequences of `states`."""
+        return cls(
+            torch.cat([state.recurrent for state in states]),
+            torch.cat([state.history_BWC for state in states]),
+        )

@@ -92,13 +92,61 @@ def test_generate_prints_prompt_and_continuation(tiny_model, tmp_path: Path, cap
     assert f"ham: {len(tokens)} tokens in" in streams.err
 
 
-@pytest.mark.parametrize("tokens", ["0", "-3", "1019"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "0"], "--tokens 0; legal: an integer >= 1"),
+        (["--tokens", "1019"], "prompt 0 has 6 tokens and 1019 new ones were asked for"),
+        (["--temperature", "-1"], "temperature -1.0; legal: a finite number >= 0"),
+        (["--batch-size", "0"], "--batch-size 0; legal: an integer >= 1"),
+        (["--prefill-chunk", "0"], "prefill_chunk 0; legal: an integer >= 1"),
+    ],
+)
 def test_generate_refuses_what_does_not_fit(
-    tiny_model, tmp_path: Path, capsys, tokens: str
+    tiny_model, tmp_path: Path, capsys, arguments: list[str], message: str
 ) -> None:
     save_model(tmp_path, tiny_model("ham"))
-    assert main(["generate", str(tmp_path), "--prompt", "In the", "--tokens", tokens]) == 2
-    assert "can make 1..1018 more (max_positions 1024)" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path), "--prompt", "In the", *arguments]) == 2
+    streams = capsys.readouterr()
+    assert message in streams.err and streams.out == ""
+
+
+def test_generate_continues_many_prompts(tiny_model, tmp_path: Path, capsys) -> None:
+    model = tiny_model("ham")
+    save_model(tmp_path, model)
+    (tmp_path / "prompts.txt").write_text("In the\n\nThe whale é\n", encoding="utf-8")
+    common = ["--tokens", "6", "--temperature", "0.8", "--top-k", "40", "--seed", "3"]
+    from_file = ["--prompts-file", str(tmp_path / "prompts.txt")]
+    assert main(["generate", str(tmp_path), *from_file, *common, "--json"]) == 0
+    streams = capsys.readouterr()
+    records = [json.loads(line) for line in streams.out.splitlines()]
+    prompts = [list(b"In the"), [256], list("The whale é".encode())]
+    answers = generate(
+        model, prompts, 6, lambda made: made[-1] == 256, temperature=0.8, top_k=40, seed=3
+    )
+    assert [record["prompt"] for record in records] == ["In the", "", "The whale é"]
+    for record, tokens in zip(records, answers, strict=True):
+        assert record["continuation"] == ByteTokenizer().decode(tokens)
+        assert record["tokens"] == len(tokens)
+        assert record["ended_by"] == ("end_of_text" if tokens[-1] == 256 else "length")
+    assert "tokens/s" in streams.err and "decoding memory" in streams.err
+    assert "tokens kept: layer 0" in streams.err
+    one_by_one = ["--prompt", "In the", "--prompt", "", "--prompt", "The whale é"]
+    assert main(["generate", str(tmp_path), *one_by_one, *common]) == 0
+    texts = [record["prompt"] + record["continuation"] for record in records]
+    assert capsys.readouterr().out == "\n\n".join(texts) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read the prompts"), (b"", "holds no prompts"), (b"\xff\n", "is not UTF-8")],
+)
+def test_generate_refuses_bad_files_of_prompts(tmp_path: Path, capsys, content, message) -> None:
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    assert main(["generate", str(tmp_path), "--prompts-file", str(file)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_generate_without_a_model(tmp_path: Path, capsys) -> None:

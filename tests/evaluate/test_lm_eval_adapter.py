@@ -99,7 +99,7 @@ def test_generation_is_real_and_stops(tiny_model) -> None:
 def test_generation_stops_at_strings_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = list(b"one two STOP three")
 
-    def scripted(model, prompts, new_tokens, stop, batch_size):
+    def scripted(model, prompts, new_tokens, stop, batch_size, on_finished):
         made: list[int] = []
         for token in answer:
             made.append(token)
@@ -117,7 +117,7 @@ def test_generation_stops_at_strings_of_several_tokens(monkeypatch: pytest.Monke
 def test_long_prompts_lose_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[list[int]] = []
 
-    def record(model, given, new_tokens, stop, batch_size):
+    def record(model, given, new_tokens, stop, batch_size, on_finished):
         prompts.extend(given)
         return [[65] for _ in given]
 

@@ -1,4 +1,4 @@
-"""The shared decoder, its sizing, its files and its generation."""
+"""The shared decoder, its sizing and its files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from ham.config import parse_config
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.model.checkpoint import load_model, read_description, save_model
-from ham.model.generation import generate
 from ham.model.sizing import model_config, parameter_count
 
 ARMS = [
@@ -65,6 +64,13 @@ def test_sequences_beyond_max_positions_are_refused(tiny_model) -> None:
         model.step(torch.zeros(1, dtype=torch.int64), state)
 
 
+def test_prefill_may_give_the_last_logits_only(tiny_model) -> None:
+    model, tokens_BT = tiny_model("gated_delta_rule"), torch.arange(60).view(2, 30)
+    last = model.prefill(tokens_BT, model.init_state(2), last_only=True).logits_BTV
+    assert last.shape == (2, 1, 257)
+    torch.testing.assert_close(last, model(tokens_BT).logits_BTV[:, -1:])
+
+
 def test_saving_and_loading_keeps_logits_and_thresholds(tiny_model, tmp_path) -> None:
     model = tiny_model("ham", target=0.4)
     save_model(tmp_path, model, facts={"steps": 3})
@@ -98,35 +104,3 @@ def test_missing_and_foreign_model_folders_are_refused(tmp_path) -> None:
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(CorruptFileError, match="not valid JSON"):
         load_model(tmp_path)
-
-
-@pytest.mark.parametrize("mixer", ["transformer", "ham", "mamba2"])
-def test_generation_equals_repeated_argmax(tiny_model, mixer) -> None:
-    model = tiny_model(mixer, dtype=torch.float64)
-    prompts = [[1, 2, 3], [9, 8, 7, 6, 5], [4, 4, 4], [7]]
-    found = generate(model, prompts, max_new_tokens=6)
-    for prompt, new in zip(prompts, found, strict=True):
-        tokens = list(prompt)
-        for _ in range(6):
-            logits = model(torch.tensor([tokens])).logits_BTV[0, -1]
-            tokens.append(int(logits.argmax()))
-        assert new == tokens[len(prompt) :]
-
-
-def test_generation_stops_each_prompt_on_its_own(tiny_model) -> None:
-    model = tiny_model("gated_delta_rule", dtype=torch.float64)
-    prompts = [[1, 2], [3, 4], [5, 6]]
-    free = generate(model, prompts, max_new_tokens=5)
-    lengths = iter([1, 3, 5])
-    wanted = {tuple(new[:n]) for new, n in zip(free, lengths, strict=True)}
-    stopped = generate(model, prompts, 5, stop=lambda new: tuple(new) in wanted)
-    assert [len(new) for new in stopped] == [
-        min(n for n in range(1, 6) if tuple(new[:n]) in wanted or n == 5) for new in free
-    ]
-    for new, whole in zip(stopped, free, strict=True):
-        assert new == whole[: len(new)]
-
-
-def test_an_empty_prompt_is_a_defect_of_the_caller(tiny_model) -> None:
-    with pytest.raises(ValueError, match="prompt 0 is empty"):
-        generate(tiny_model("transformer"), [[]], 3)

@@ -184,9 +184,7 @@ def test_a_batch_may_be_reordered(options, per_head) -> None:
 
 
 @pytest.mark.parametrize("pieces", [(1,) * 9, (4, 5), (1, 8)], ids=str)
-@pytest.mark.parametrize(
-    ("options", "per_head"), [rule for rule in SOME_RULES if rule.values[0].get("budget")]
-)
+@pytest.mark.parametrize(("options", "per_head"), SOME_RULES)
 def test_sequences_at_different_positions_share_a_batch(options, per_head, pieces) -> None:
     store = build(options, per_head)
     texts, reads = [Text(per_head, seed=seed) for seed in (3, 4)], (20, 11)
