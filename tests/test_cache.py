@@ -105,6 +105,7 @@ def test_selecting_keeps_content_and_frees_the_rest(order) -> None:
     cache.select(torch.tensor(order, dtype=torch.int64))
     assert_same(contents(cache), [before[row] for row in order])
     assert cache.pool.pages_taken == sum([3, 0, 1, 4][row] for row in order)
+    assert cache.pool.pages_free == 0
     assert bytes_of(cache.tensors()) == held_bytes(cache)
     if order.count(0) > 1:
         # A copy is a copy: one sequence grows, its twin does not.
@@ -115,28 +116,25 @@ def test_selecting_keeps_content_and_frees_the_rest(order) -> None:
         assert_same(found[1:2], before[:1])
 
 
-def test_joining_moves_pages_without_copying() -> None:
+def test_joining_copies_and_leaves_the_parts_as_they_were() -> None:
     parts = [filled([3, 17], 0), filled([8], 1), filled([0, 5], 2)]
     expected = [row for part in parts for row in contents(part)]
-    addresses = [part.pages_of(row) for part in parts for row in range(len(part.counts))]
-    joined = PagedKVCache.join([PagedKVCache.join(parts[:2]), parts[2]])
-    assert_same(contents(joined), expected)
-    assert [joined.pages_of(row) for row in range(5)] == addresses
-    assert [part.counts for part in parts] == [[], [], []]
+    joined = PagedKVCache.join([PagedKVCache.join(parts[:2]), parts[2], parts[0]])
+    token = torch.ones(7, 1, 2, 5, dtype=LIKE.dtype)
+    start_B = torch.tensor([3, 17, 8, 0, 5, 3, 17])
+    assert_same(contents(joined), expected + expected[:2])
+    assert joined.pool.pages_total == 1 + 5 + 2 + 2 + 1 + 5
     assert bytes_of(joined.tensors()) == held_bytes(joined)
-    token = torch.ones(5, 1, 2, 5, dtype=LIKE.dtype)
-    start_B = torch.tensor([3, 17, 8, 0, 5])
-    joined.append(token[..., :3], token, torch.ones(5, 1, dtype=torch.bool), start_B)
+    joined.append(token[..., :3], token, torch.ones(7, 1, dtype=torch.bool), start_B)
     assert [row[2][-1].item() for row in contents(joined)] == start_B.tolist()
+    assert_same([row for part in parts for row in contents(part)], expected)
     joined.select(torch.tensor([], dtype=torch.int64))
     assert joined.pool.bytes_allocated == 0
 
 
-def test_caches_that_cannot_be_joined_are_refused() -> None:
+def test_caches_with_different_pages_are_refused() -> None:
     cache = filled([3])
-    with pytest.raises(ValueError, match="one owner"):
-        PagedKVCache.join([cache, cache])
-    with pytest.raises(ValueError, match="cannot join"):
+    with pytest.raises(ValueError, match="cannot be joined"):
         PagedKVCache.join([cache, filled([3], page_tokens=8)])
     with pytest.raises(ValueError, match="has no pages"):
         PagedKVCache(1, 4, 3, LIKE, pool=cache.pool)

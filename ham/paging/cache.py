@@ -169,33 +169,35 @@ class PagedKVCache:
         owned = [self.pages_of(row) for row in range(len(self.counts))]
         kept = [owned[row] for row in chosen]
         repeats = [place for place, row in enumerate(chosen) if row in chosen[:place]]
-        new = iter(self.pool.take(sum(len(kept[place]) for place in repeats)))
-        for place in repeats:
-            kept[place] = [next(new) for _ in kept[place]]
-            self.pool.copy(owned[chosen[place]], kept[place])
+        copies = self.pool.take_each([len(kept[place]) for place in repeats])
+        for place, pages in zip(repeats, copies, strict=True):
+            self.pool.copy_from(self.pool, kept[place], pages)
+            kept[place] = pages
         dropped = set(range(len(owned))) - set(chosen)
         self.pool.give_back([page for row in dropped for page in owned[row]])
         self.pool.trim()
         self._adopt(kept, [self.counts[row] for row in chosen])
 
     @classmethod
+    @torch.no_grad()
     def join(cls, caches: Sequence[PagedKVCache]) -> PagedKVCache:
-        """One cache with the sequences of all, in order; takes their pages and leaves them empty.
+        """A cache with copies of the sequences of all, in order, on pages of a pool of its own.
 
         Raises:
-            ValueError: When a cache is named twice or their pages differ.
+            ValueError: When the pages of the caches differ.
         """
-        if len({id(cache) for cache in caches}) < len(caches):
-            raise ValueError("a cache cannot be joined with itself: its pages have one owner")
-        pool = caches[0].pool
+        layouts = {cache.layout for cache in caches}
+        if len(layouts) > 1:
+            raise ValueError(f"caches with different pages cannot be joined: {layouts}")
+        old_pool = caches[0].pool
+        layout = old_pool.layout
+        pool = PagePool(layout, old_pool.device, limit_pages=old_pool.limit_pages)
+        owned: list[list[int]] = []
         for cache in caches:
-            pool.absorb(cache.pool)
-        parts = [cache.release() for cache in caches]
-        return cls.from_pages(
-            pool,
-            [pages for owned, _ in parts for pages in owned],
-            [count for _, counts in parts for count in counts],
-        )
+            for row, count in enumerate(cache.counts):
+                owned.append(pool.take(layout.pages_for(count)))
+                pool.copy_from(cache.pool, cache.pages_of(row), owned[-1])
+        return cls.from_pages(pool, owned, [count for cache in caches for count in cache.counts])
 
     def release(self) -> tuple[list[list[int]], list[int]]:
         """Pages and counts of every sequence, which the caller owns from now on."""
@@ -242,12 +244,11 @@ class PagedKVCache:
         need = [self.layout.pages_for(count) for count in new_counts]
         if need == have:
             return
-        pages = iter(self.pool.take(sum(need) - sum(have)))
+        new = self.pool.take_each([more - less for more, less in zip(need, have, strict=True)])
         table = np.zeros((len(need), max(need)), dtype=np.int64)
         table[:, : self._table.shape[1]] = self._table
-        for row, (first, end) in enumerate(zip(have, need, strict=True)):
-            for place in range(first, end):
-                table[row, place] = next(pages)
+        for row, pages in enumerate(new):
+            table[row, have[row] : need[row]] = pages
         self._set_table(table)
 
     def _slots(self, old: Sequence[int], new: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -265,9 +266,12 @@ class PagedKVCache:
         pages: np.ndarray,
         within: np.ndarray,
     ) -> None:
-        for part in self.pool.locate(pages):
-            page, slot = self._indices(part.indices, within[part.places])
-            (chosen,) = self._indices(part.places)
+        parts = list(self.pool.locate(pages))
+        indices = [(part.indices, within[part.places], part.places) for part in parts]
+        # One upload for all slabs.
+        index_3N = torch.from_numpy(np.concatenate(indices, axis=1)).to(self.pool.device)
+        sizes = [len(part.places) for part in parts]
+        for part, (page, slot, chosen) in zip(parts, index_3N.split(sizes, 1), strict=True):
             part.k_NHSK[page, :, slot] = k_NHK[chosen].to(part.k_NHSK.dtype)
             part.v_NHSV[page, :, slot] = v_NHV[chosen].to(part.v_NHSV.dtype)
             part.positions_NS[page, slot] = positions_N[chosen]
@@ -286,6 +290,3 @@ class PagedKVCache:
                 for first, bytes_NX in self.pool.runs(self._table[rows, places], rows)
             ]
         return self._packing
-
-    def _indices(self, *arrays: np.ndarray) -> list[Tensor]:
-        return [torch.from_numpy(array).to(self.pool.device) for array in arrays]

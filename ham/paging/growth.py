@@ -320,7 +320,7 @@ class GrowthManager:
         for place in repeats:
             copies = [[next(new) for _ in pages] for pages in owned[place]]
             for sources, targets in zip(owned[place], copies, strict=True):
-                self.pool.copy(sources, targets)
+                self.pool.copy_from(self.pool, sources, targets)
             owned[place] = copies
         return owned
 

@@ -111,9 +111,9 @@ class PagePool:
         Raises:
             CachePoolFullError: When the limit does not allow so many.
         """
-        shortfall = count - self.pages_free
-        if shortfall > 0:
-            self._grow(shortfall)
+        self._check_limit(count)
+        if count > self.pages_free:
+            self._grow(count - self.pages_free)
         pages: list[int] = []
         # The newest slab first: pages of one request then lie side by side.
         for base in reversed(self._slabs):
@@ -124,6 +124,17 @@ class PagePool:
                 break
         self._taken.update(pages)
         return pages
+
+    def take_each(self, counts: Sequence[int]) -> list[list[int]]:
+        """As `take` for each of `counts`, all or nothing.
+
+        New pages of different entries come in different slabs and can be released apart.
+
+        Raises:
+            CachePoolFullError: When the limit does not allow so many in all.
+        """
+        self._check_limit(sum(counts))
+        return [self.take(count) for count in counts]
 
     def give_back(self, pages: Sequence[int]) -> None:
         """End the ownership of `pages`.
@@ -193,13 +204,14 @@ class PagePool:
             indices = (pages[places] - bases[number]) // self.layout.page_bytes
             yield SlabPages(slab.k_NHSK, slab.v_NHSV, slab.positions_NS, indices, places)
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the content of pages to other pages of this pool."""
-        size = self.layout.page_bytes
-        for source, target in zip(sources, targets, strict=True):
-            from_base, to_base = self._base_of(source), self._base_of(target)
-            from_X = self._slabs[from_base].bytes_NX[(source - from_base) // size]
-            self._slabs[to_base].bytes_NX[(target - to_base) // size].copy_(from_X)
+    def copy_from(self, other: PagePool, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy pages of `other`, which may be this pool, to as many pages of this one."""
+        from_X = np.array(sources, dtype=np.int64)
+        to_X = np.array(targets, dtype=np.int64)
+        for first, target_NX in self.runs(to_X, np.zeros_like(to_X)):
+            run_X = from_X[first : first + len(target_NX)]
+            for inner, source_NX in other.runs(run_X, np.zeros_like(run_X)):
+                target_NX[inner : inner + len(source_NX)].copy_(source_NX)
 
     def runs(self, pages: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, Tensor]]:
         """Stretches of `pages` (int64 addresses) that lie side by side in order.
@@ -249,18 +261,21 @@ class PagePool:
     def _base_of(self, page: int) -> int:
         return self._bases[bisect_right(self._bases, page) - 1]
 
+    def _check_limit(self, count: int) -> None:
+        if (
+            self.limit_pages is not None
+            and count > self.pages_free + self.limit_pages - self._total
+        ):
+            raise CachePoolFullError(
+                f"the KV cache needs {count} more pages of {self.layout.page_bytes} bytes; "
+                f"{self.pages_free} are free and {self._total} of at most {self.limit_pages} are "
+                "allocated: end some sequences, read less text, or raise the limit"
+            )
+
     def _grow(self, shortfall: int) -> None:
         size = max(shortfall, min(self.slab_pages, self._total // SLAB_SHARE))
         if self.limit_pages is not None:
-            room = self.limit_pages - self._total
-            if shortfall > room:
-                raise CachePoolFullError(
-                    f"the KV cache needs {shortfall + self.pages_free} more pages of "
-                    f"{self.layout.page_bytes} bytes; {self.pages_free} are free and {self._total} "
-                    f"of at most {self.limit_pages} are allocated: end some sequences, read less "
-                    "text, or raise the limit"
-                )
-            size = min(size, room)
+            size = min(size, self.limit_pages - self._total)
         # A pool outlives the inference mode it may have been made in.
         with torch.inference_mode(False):
             # Zeros, because padding slots are read (and masked): NaN x 0 would spread.

@@ -65,6 +65,17 @@ def test_a_pool_without_slack_holds_what_was_taken() -> None:
     assert pool.pages_total == 11
 
 
+def test_what_is_taken_apart_is_released_apart() -> None:
+    pool = PagePool(LAYOUT, CPU, limit_pages=9)
+    parts = pool.take_each([3, 0, 4])
+    assert [len(part) for part in parts] == [3, 0, 4]
+    pool.give_back(parts[0])
+    assert pool.trim() == 3 * LAYOUT.page_bytes
+    with pytest.raises(CachePoolFullError, match=r"needs 6 more pages.* 4 of at most 9"):
+        pool.take_each([2, 4])
+    assert pool.pages_total == 4
+
+
 def test_slack_of_a_growing_pool_is_small() -> None:
     pool = PagePool(LAYOUT, CPU, slab_pages=8)
     for taken in range(1, 1500):
