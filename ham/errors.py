@@ -37,6 +37,10 @@ class NotFiniteError(HamError):
     """A model that computes NaN or infinities where numbers are needed; names where."""
 
 
+class RoutingError(HamError):
+    """Routing cannot decide: scores that are not numbers, or hints that a score needs."""
+
+
 class MissingDataError(HamError):
     """A file that an earlier stage or a download should have written is not there."""
 

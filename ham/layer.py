@@ -18,10 +18,10 @@ from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from ham.config import Fraction, Positive, PositiveFloat
+from ham.config import Positive, PositiveFloat
 from ham.kernels.gated_delta_rule import (
     ScoredOutput,
     gated_delta_rule_scored,
@@ -41,40 +41,39 @@ from ham.model.mixer import (
     MixerOptions,
     MixerShape,
     MixerState,
+    RoutingHints,
     SequenceMixer,
     StateBytes,
 )
 from ham.model.positions import Positions
-from ham.routing import (
-    ReductionName,
-    ScoreName,
-    ThresholdController,
-    head_scores,
-    reduce_heads,
-)
+from ham.routing import ThresholdController, head_scores
+from ham.routing.controls import positions
+from ham.routing.options import RoutingOptions
+from ham.routing.router import Router, Routing
 from ham.stores import StoreCache, StoreOptions, make_store
 
 
-class HamOptions(StoreOptions):
-    """Options of the HAM layer, beside those of what its attention branch may read.
+class HamOptions(StoreOptions, RoutingOptions):
+    """Options of the HAM layer, beside those of its routing and of what it keeps.
 
     Attributes:
-        score: Routing score, `cosine`, `committed` or `l2`.
-        reduction: How heads agree on one score per token.
-        target: Share of tokens to route to the cache.
-        gain: Step of the threshold's closed loop, in standard deviations of the score.
         rope: Rotary positions on the attention branch.
         rope_base: Base of their frequencies.
         conv_size: Width of the short convolution on q, k and v.
     """
 
-    score: ScoreName = "cosine"
-    reduction: ReductionName = "min"
-    target: Fraction = Field(default=0.25)
-    gain: PositiveFloat = 0.1
     rope: bool = True
     rope_base: PositiveFloat = 10_000.0
     conv_size: Positive = 4
+
+    @model_validator(mode="after")
+    def _score_fits_the_budget(self) -> HamOptions:
+        if self.score == "recency" and self.budget != "bounded":
+            raise ValueError(
+                "score 'recency' grows with the position, so no threshold holds a share of it; it "
+                f"is legal with budget 'bounded' only, not {self.budget!r}"
+            )
+        return self
 
 
 @dataclass
@@ -143,6 +142,7 @@ class HamMixer(SequenceMixer):
     title: ClassVar[str] = "HAM"
     paper: ClassVar[str] = "Lufkin et al. 2026, arXiv 2603.22325"
     routes: ClassVar[bool] = True
+    uses_hints: ClassVar[bool] = True
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule", "routed_attention")
 
     def __init__(self, shape: MixerShape, options: HamOptions):
@@ -158,9 +158,9 @@ class HamMixer(SequenceMixer):
             if options.rope
             else None
         )
-        self.controller = ThresholdController(options.target, options.gain)
+        self.router = Router(shape, options)
         self.store = make_store(
-            options, heads, head_dim, options.reduction == "per_head", shape.kernels
+            options, heads, head_dim, self.router.per_head, provider=shape.kernels
         )
         self.recurrent_norm = RMSNorm(head_dim)
         self.attention_norm = RMSNorm(head_dim)
@@ -168,23 +168,37 @@ class HamMixer(SequenceMixer):
         nn.init.zeros_(self.branch_gates.bias)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+    @property
+    def controller(self) -> ThresholdController:
+        """The threshold of this layer."""
+        return self.router.controller
+
+    def forward(self, x_BTD: Tensor, hints: RoutingHints | None = None) -> tuple[Tensor, MixerAux]:
         """Mix a whole sequence from an empty memory."""
         projected = self._project(x_BTD)
         memory = self._recur(projected)
-        attended_BTHV, kept_BT = self.store.attend(
+        routing = self.router(x_BTD, self._state_score(memory, projected), 0, hints)
+        attended_BTHV, kept = self.store.attend(
             projected.attention_q_BTHK,
             projected.attention_k_BTHK,
             projected.attention_v_BTHV,
-            memory.score_BT,
-            self._route(memory.score_BT),
+            routing.score,
+            routing.routed,
+            routing.graded_BT,
         )
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
-        return y_BTD, MixerAux(routed_BT=kept_BT, score_BT=memory.score_BT)
+        return y_BTD, routing.aux(kept)
 
-    def score(self, x_BTD: Tensor) -> Tensor:
-        """Routing score of every token of a sequence read from an empty memory, `score_BT`."""
-        return self._recur(self._project(x_BTD)).score_BT
+    def score(self, x_BTD: Tensor, hints: RoutingHints | None = None) -> Tensor:
+        """Routing score of every token of a sequence read from an empty memory.
+
+        Returns:
+            `score_BT`, or `score_BTH` where every head decides alone; detached.
+        """
+        projected = self._project(x_BTD)
+        score = self._state_score(self._recur(projected), projected)
+        position_BT = positions(0, x_BTD.shape[1], x_BTD.device)
+        return self.router.score(x_BTD, score, position_BT, hints).detach()
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> HamState:
         """Empty memories for a batch."""
@@ -197,18 +211,22 @@ class HamMixer(SequenceMixer):
             Positions.zeros(batch_size, device),
         )
 
-    def prefill(self, x_BTD: Tensor, state: HamState) -> tuple[Tensor, MixerAux]:
+    def prefill(
+        self, x_BTD: Tensor, state: HamState, hints: RoutingHints | None = None
+    ) -> tuple[Tensor, MixerAux]:
         """Continue from `state` with T tokens at once and update it."""
         projected = self._project(x_BTD, state.history_BWC, state.position)
         memory = self._recur(projected, state.recurrent_BHKV)
-        attended_BTHV, kept_BT = self._attend_cached(projected, memory.score_BT, state)
+        score_BTH = self._state_score(memory, projected)
+        routing = self.router(x_BTD, score_BTH, state.position, hints)
+        attended_BTHV, kept = self._attend_cached(projected, routing, state)
         state.recurrent_BHKV = memory.final_state_BHKV
         state.history_BWC = projected.history_BWC
         state.positions.advance(x_BTD.shape[1])
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
-        return y_BTD, MixerAux(routed_BT=kept_BT, score_BT=memory.score_BT)
+        return y_BTD, routing.aux(kept)
 
-    def step(self, x_BD: Tensor, state: HamState) -> Tensor:
+    def step(self, x_BD: Tensor, state: HamState, hints: RoutingHints | None = None) -> Tensor:
         """Continue from `state` with one token and update it."""
         x_BTD = x_BD[:, None]
         projected = self._project(x_BTD, state.history_BWC, state.position)
@@ -220,14 +238,15 @@ class HamMixer(SequenceMixer):
             projected.beta_BTH[:, 0],
             state.recurrent_BHKV,
         )
-        score_BT = self._score(prediction_BHV[:, None], projected)
-        attended_BTHV, _ = self._attend_cached(projected, score_BT, state)
+        score_BTH = self._score_of_prediction(prediction_BHV[:, None], projected)
+        routing = self.router(x_BTD, score_BTH, state.position, hints)
+        attended_BTHV, _ = self._attend_cached(projected, routing, state)
         state.history_BWC = projected.history_BWC
         state.positions.advance(1)
         return self._combine(x_BTD, o_BHV[:, None], attended_BTHV)[:, 0]
 
     def end_step(self) -> None:
-        """Let the threshold follow what the optimiser step observed."""
+        """Let the threshold follow what the optimiser step observed, for a layer used alone."""
         self.controller.end_step()
 
     def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
@@ -292,34 +311,36 @@ class HamMixer(SequenceMixer):
             projected.v_BTHV,
             projected.log_decay_BTH,
             projected.beta_BTH,
-            score=self.options.score,
-            reduction=self.options.reduction,
+            score=self.router.kernel_score,
             initial_state_BHKV=state_BHKV,
             provider=self.shape.kernels,
         )
 
-    def _route(self, score_BT: Tensor) -> Tensor | None:
-        """What the threshold decides; None where the store decides by itself."""
-        return self.controller.route(score_BT) if self.store.uses_threshold else None
+    def _state_score(self, memory: ScoredOutput, projected: _Projected) -> Tensor | None:
+        """`score_BTH` from what the recurrence gave; None where routing needs none of it."""
+        if memory.score_BTH is None:
+            return None
+        return self.router.state_score(memory.score_BTH, projected.v_BTHV, projected.beta_BTH)
+
+    def _score_of_prediction(self, prediction_BTHV: Tensor, projected: _Projected) -> Tensor | None:
+        """The same from the predictions themselves."""
+        if self.router.kernel_score is None:
+            return None
+        name = self.options.score
+        return head_scores(name, prediction_BTHV, projected.v_BTHV, projected.beta_BTH)
 
     def _attend_cached(
-        self, projected: _Projected, score_BT: Tensor, state: HamState
+        self, projected: _Projected, routing: Routing, state: HamState
     ) -> tuple[Tensor, Tensor]:
         return self.store.attend_cached(
             projected.attention_q_BTHK,
             projected.attention_k_BTHK,
             projected.attention_v_BTHV,
-            score_BT,
-            self._route(score_BT),
+            routing.score,
+            routing.routed,
             state.cache,
             state.position,
         )
-
-    def _score(self, prediction_BTHV: Tensor, projected: _Projected) -> Tensor:
-        score_BTH = head_scores(
-            self.options.score, prediction_BTHV, projected.v_BTHV, projected.beta_BTH
-        )
-        return reduce_heads(score_BTH, self.options.reduction)
 
     def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
         """Norm each branch per head, gate it from the input, add, project (Eq. 12-13)."""

@@ -267,10 +267,14 @@ def _check_prompts(model: DecoderLM, prompts: Sequence[Sequence[int]], max_new_t
 
 def _check_scores(output: DecoderOutput, bucket: list[int]) -> None:
     """Refuse routing scores that are NaN: such a token would silently not be kept."""
-    scored = [(layer, aux) for layer, aux in enumerate(output.aux) if aux.score_BT is not None]
+    scored = [
+        (layer, aux.score_BTH if aux.score_BT is None else aux.score_BT)
+        for layer, aux in enumerate(output.aux)
+        if aux.score_BT is not None or aux.score_BTH is not None
+    ]
     if not scored:
         return
-    broken_LB = torch.stack([aux.score_BT.isnan().flatten(1).any(dim=1) for _, aux in scored])
+    broken_LB = torch.stack([score.isnan().flatten(1).any(dim=1) for _, score in scored])
     for row, column in broken_LB.nonzero().tolist():
         raise NotFiniteError(
             f"prompt {bucket[column]}: a routing score of layer {scored[row][0]} is NaN while the "
