@@ -34,7 +34,6 @@ from ham.model.blocks import NORM_EPSILON
 from ham.routing import PREDICTION_FLOOR, VALUE_FLOOR
 
 ELEMENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-STATE_NUMBERS_PER_THREAD = 64
 
 
 def recurrent_step(
@@ -54,7 +53,7 @@ def recurrent_step(
         parts: Parameters; history and state are updated in place.
         o_BHV: Written: read-outs, not normed.
         active_B: Int8; sequences where it is 0 are left alone. Default: all are active.
-        warps: Warps per program. Default: so that a thread holds 64 numbers of the state.
+        warps: Warps per program. Default: see `step_warps`.
 
     Raises:
         ConfigError: For tensors that do not fit together.
@@ -77,7 +76,7 @@ def recurrent_step(
         active_B,
         **_recurrence_sizes(parts),
         EPSILON=NORM_EPSILON,
-        num_warps=warps or step_warps(key_size, value_size),
+        num_warps=warps or step_warps(key_size),
     )
 
 
@@ -159,7 +158,7 @@ def step(
         P_FLOOR=PREDICTION_FLOOR,
         V_FLOOR=VALUE_FLOOR,
         EPSILON=NORM_EPSILON,
-        num_warps=warps or step_warps(key_size, value_size),
+        num_warps=warps or step_warps(key_size),
     )
 
 
@@ -278,10 +277,13 @@ def combine(
     )
 
 
-def step_warps(key_size: int, value_size: int) -> int:
-    """Warps that hold a state with `STATE_NUMBERS_PER_THREAD` numbers a thread, 1 to 8."""
-    numbers = triton.next_power_of_2(key_size) * triton.next_power_of_2(value_size)
-    return min(max(numbers // (32 * STATE_NUMBERS_PER_THREAD), 1), 8)
+def step_warps(key_size: int) -> int:
+    """Warps of the step kernels, 1 to 4: one thread per number of a key.
+
+    With more threads Triton deems a repeated load cheaper than moving a vector between threads: at
+    K = 128 and 8 warps every thread then loads 317 numbers by one instead of 61.
+    """
+    return max(triton.next_power_of_2(key_size) // 32, 1)
 
 
 def _recurrence_sizes(parts: Recurrence) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ham.kernels.decode.triton_step import rms_scale, rounded
+from ham.kernels.decode.triton_step import rms_scale, rounded, sums_of_two
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Stands for minus infinity: differences of it are 0, not NaN.
@@ -25,7 +25,7 @@ def pages_of(p_table, token, end, o_n, PAGE: tl.constexpr, BN: tl.constexpr):
         page = tl.load(p_table + token // PAGE, mask=token < end, other=0)
     else:
         page = tl.load(p_table + (token + o_n) // PAGE, mask=token + o_n < end, other=0)
-    return tl.multiple_of(page, 16)
+    return page
 
 
 @triton.jit
@@ -41,7 +41,8 @@ def tile_pointers(
     ELEMENT: tl.constexpr,
 ):
     """Pointers to `[BN, BD]` keys or values of one head, which start `offset` bytes into a page."""
-    p_run = (page + offset).to(tl.pointer_type(ELEMENT))
+    # Said of the pointer: what is known of the number is forgotten when it becomes one.
+    p_run = tl.multiple_of((page + offset).to(tl.pointer_type(ELEMENT)), 16)
     o_in_run = ((token + o_n) % PAGE)[:, None] * D + o_d[None, :]
     if BN <= PAGE:
         # The tile lies within one page.
@@ -89,10 +90,13 @@ def finish_head(
     like = b_recurrent
     b_recurrent = b_recurrent.to(tl.float32)
     b_attention = rounded(b_attention, like)
+    recurrent_squares, attention_squares = sums_of_two(
+        b_recurrent * b_recurrent, b_attention * b_attention
+    )
     b_gain = tl.load(p_recurrent_gain + o_v, mask=mask_v, other=0.0)
-    b_recurrent *= rms_scale(b_recurrent, V, EPSILON) * rounded(b_gain, like)
+    b_recurrent *= rms_scale(recurrent_squares, V, EPSILON) * rounded(b_gain, like)
     b_gain = tl.load(p_attention_gain + o_v, mask=mask_v, other=0.0)
-    b_attention *= rms_scale(b_attention, V, EPSILON) * rounded(b_gain, like)
+    b_attention *= rms_scale(attention_squares, V, EPSILON) * rounded(b_gain, like)
     recurrent_gate = tl.sigmoid(tl.load(p_raw + i_b * 2 * H + i_h).to(tl.float32))
     attention_gate = tl.sigmoid(tl.load(p_raw + i_b * 2 * H + H + i_h).to(tl.float32))
     b_y = recurrent_gate * rounded(b_recurrent, like) + attention_gate * rounded(b_attention, like)

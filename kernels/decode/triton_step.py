@@ -47,15 +47,30 @@ def silu(b_x, like):
 
 
 @triton.jit
-def unit(b_x, like, EPSILON: tl.constexpr):
-    """A vector of length one, rounded."""
-    return rounded(b_x / tl.maximum(tl.sqrt(tl.sum(b_x * b_x)), EPSILON), like)
+def sums_of_two(b_a, b_b):
+    """Sums over the first axis of two blocks, which wait for each other's warps only once."""
+    return tl.split(tl.sum(tl.join(b_a, b_b), 0))
 
 
 @triton.jit
-def rms_scale(b_x, SIZE: tl.constexpr, EPSILON: tl.constexpr):
-    """What RMSNorm multiplies a vector of SIZE numbers by."""
-    return tl.rsqrt(tl.sum(b_x * b_x) / SIZE + EPSILON)
+def sums_of_four(b_a, b_b, b_c, b_d):
+    """Sums of four vectors, which wait for each other's warps only once."""
+    b_ab, b_cd = tl.split(tl.sum(tl.join(tl.join(b_a, b_b), tl.join(b_c, b_d)), 0))
+    sum_a, sum_b = tl.split(b_ab)
+    sum_c, sum_d = tl.split(b_cd)
+    return sum_a, sum_b, sum_c, sum_d
+
+
+@triton.jit
+def unit(b_x, squares, like, EPSILON: tl.constexpr):
+    """A vector whose squares sum to `squares` scaled to length one, rounded."""
+    return rounded(b_x / tl.maximum(tl.sqrt(squares), EPSILON), like)
+
+
+@triton.jit
+def rms_scale(squares, SIZE: tl.constexpr, EPSILON: tl.constexpr):
+    """What RMSNorm multiplies SIZE numbers by whose squares sum to `squares`."""
+    return tl.rsqrt(squares / SIZE + EPSILON)
 
 
 @triton.jit
@@ -87,11 +102,11 @@ def delta_rule(b_state, b_q, b_k, b_v, decay, beta):
     The read-out of the new state is that of the old one plus (k . q) u, so both reads of the old
     state are summed over the warps at once.
     """
-    b_p = decay * tl.sum(b_state * b_k[:, None], 0)
-    b_read = decay * tl.sum(b_state * b_q[:, None], 0)
+    b_p, b_read = sums_of_two(b_state * b_k[:, None], b_state * b_q[:, None])
+    b_p *= decay
     b_u = beta * (b_v - b_p)
     b_new = decay * b_state + b_k[:, None] * b_u[None, :]
-    return b_new, b_read + tl.sum(b_k * b_q) * b_u, b_p
+    return b_new, decay * b_read + tl.sum(b_k * b_q) * b_u, b_p
 
 
 @triton.jit
@@ -104,21 +119,20 @@ def attention_vector(
     p_sin,
     position,
     b_x,
+    scale,
     first,
     o_k,
     C: tl.constexpr,
     W: tl.constexpr,
     K: tl.constexpr,
-    EPSILON: tl.constexpr,
 ):
-    """Query or key of the attention: `b_x` normed and rotated.
+    """Query or key of the attention: `b_x` normed by a factor, and rotated.
 
     `first` is the first channel. A rotation needs the number half a head away, which is convolved a
     second time rather than moved between threads.
     """
     mask = o_k < K
     b_new = tl.load(p_x + first + o_k, mask=mask, other=0.0)
-    scale = rms_scale(b_x, K, EPSILON)
     b_gain = rounded(tl.load(p_gain + o_k, mask=mask, other=0.0), b_new)
     b_normed = rounded(b_x * scale * b_gain, b_new)
     if p_cos is not None:
@@ -137,20 +151,19 @@ def attention_vector(
 @triton.jit
 def head_score(b_p, b_v, beta, SCORE: tl.constexpr, P_FLOOR: tl.constexpr, V_FLOOR: tl.constexpr):
     """Routing score of a head, as `ham.routing` defines it."""
-    v_norm = tl.sqrt(tl.sum(b_v * b_v))
+    b_error = b_v - b_p
+    pp, vv, pv, ee = sums_of_four(b_p * b_p, b_v * b_v, b_p * b_v, b_error * b_error)
+    v_norm, error = tl.sqrt(vv), tl.sqrt(ee)
     if SCORE == "cosine":
-        p_norm = tl.maximum(tl.sqrt(tl.sum(b_p * b_p)), P_FLOOR * v_norm)
+        p_norm = tl.maximum(tl.sqrt(pp), P_FLOOR * v_norm)
         lengths = tl.maximum(p_norm * tl.maximum(v_norm, V_FLOOR), V_FLOOR * V_FLOOR)
-        score = 1.0 - tl.sum(b_p * b_v) / lengths
+        score = 1.0 - pv / lengths
+    elif SCORE == "l2":
+        score = error / (v_norm + V_FLOOR)
+    elif SCORE == "committed":
+        score = beta * error
     else:
-        b_error = b_v - b_p
-        error = tl.sqrt(tl.sum(b_error * b_error))
-        if SCORE == "l2":
-            score = error / (v_norm + V_FLOOR)
-        elif SCORE == "committed":
-            score = beta * error
-        else:
-            score = (1.0 - beta) * error
+        score = (1.0 - beta) * error
     return score
 
 
@@ -238,8 +251,10 @@ def recurrent_kernel(
     b_k = convolved(p_qkv, p_history, p_weight, c_k + o_k, mask_k, C, W)
     b_v = silu(convolved(p_qkv, p_history, p_weight, c_v + o_v, mask_v, C, W), like)
     decay, beta = gates_of(p_raw, p_log_rate, p_step_bias, i_b, i_h, H)
-    b_q = unit(silu(b_q, like), like, EPSILON) * (K**-0.5)
-    b_k = unit(silu(b_k, like), like, EPSILON)
+    b_q, b_k = silu(b_q, like), silu(b_k, like)
+    qq, kk = sums_of_two(b_q * b_q, b_k * b_k)
+    b_q = unit(b_q, qq, like, EPSILON) * (K**-0.5)
+    b_k = unit(b_k, kk, like, EPSILON)
     b_state, b_o, _ = delta_rule(b_state, b_q, b_k, b_v, decay, beta)
     # Several threads may have read what only one of them overwrites.
     tl.debug_barrier()
@@ -325,17 +340,43 @@ def step_kernel(
     b_q = convolved(p_qkv, p_history, p_weight, c_q + o_k, mask_k, C, W)
     b_k = convolved(p_qkv, p_history, p_weight, c_k + o_k, mask_k, C, W)
     b_v = silu(convolved(p_qkv, p_history, p_weight, c_v + o_v, mask_v, C, W), like)
+    silu_q, silu_k = silu(b_q, like), silu(b_k, like)
+    qq, kk, silu_qq, silu_kk = sums_of_four(b_q * b_q, b_k * b_k, silu_q * silu_q, silu_k * silu_k)
     b_attention_q = attention_vector(
-        p_qkv, p_history, p_weight, p_q_gain, p_cos, p_sin, position, b_q, c_q, o_k, C, W, K,
-        EPSILON,
-    )  # fmt: skip
+        p_qkv,
+        p_history,
+        p_weight,
+        p_q_gain,
+        p_cos,
+        p_sin,
+        position,
+        b_q,
+        rms_scale(qq, K, EPSILON),
+        c_q,
+        o_k,
+        C,
+        W,
+        K,
+    )
     b_attention_k = attention_vector(
-        p_qkv, p_history, p_weight, p_k_gain, p_cos, p_sin, position, b_k, c_k, o_k, C, W, K,
-        EPSILON,
-    )  # fmt: skip
+        p_qkv,
+        p_history,
+        p_weight,
+        p_k_gain,
+        p_cos,
+        p_sin,
+        position,
+        b_k,
+        rms_scale(kk, K, EPSILON),
+        c_k,
+        o_k,
+        C,
+        W,
+        K,
+    )
     decay, beta = gates_of(p_raw, p_log_rate, p_step_bias, i_b, i_h, H)
-    b_q = unit(silu(b_q, like), like, EPSILON) * (K**-0.5)
-    b_k = unit(silu(b_k, like), like, EPSILON)
+    b_q = unit(silu_q, silu_qq, like, EPSILON) * (K**-0.5)
+    b_k = unit(silu_k, silu_kk, like, EPSILON)
     b_state, b_o, b_p = delta_rule(b_state, b_q, b_k, b_v, decay, beta)
     if SCORE != "given":
         score = head_score(b_p, b_v, beta, SCORE, P_FLOOR, V_FLOOR)
@@ -362,9 +403,19 @@ def step_kernel(
         if SCORE == "given":
             score = tl.load(p_given + row)
         decide(
-            p_counts, p_threshold, p_score, p_routed, p_faults, row, score, count, page, position,
-            PAGE, POSITION_OFFSET,
-        )  # fmt: skip
+            p_counts,
+            p_threshold,
+            p_score,
+            p_routed,
+            p_faults,
+            row,
+            score,
+            count,
+            page,
+            position,
+            PAGE,
+            POSITION_OFFSET,
+        )
     else:
         if SCORE != "given":
             tl.store(p_head_scores + i_bh, score)
@@ -384,7 +435,17 @@ def step_kernel(
                 )
                 score = agreed(b_score, o_h < H, H, REDUCTION)
             decide(
-                p_counts, p_threshold, p_score, p_routed, p_faults, row, score, count, page,
-                position, PAGE, POSITION_OFFSET,
-            )  # fmt: skip
+                p_counts,
+                p_threshold,
+                p_score,
+                p_routed,
+                p_faults,
+                row,
+                score,
+                count,
+                page,
+                position,
+                PAGE,
+                POSITION_OFFSET,
+            )
             tl.store(p_arrivals + i_b, 0)
