@@ -59,9 +59,9 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     return (wide * scale * _wide(gain.to(x.dtype))).to(x.dtype)
 
 
-def rotate(x_BHK: Tensor, cos_PK: Tensor, sin_PK: Tensor, positions_B: Tensor) -> Tensor:
+def rotate(x_BHK: Tensor, cos_MK: Tensor, sin_MK: Tensor, positions_B: Tensor) -> Tensor:
     """Rotary positions, half-split; the tables have K / 2 columns."""
-    cos, sin = cos_PK[positions_B.long(), None], sin_PK[positions_B.long(), None]
+    cos, sin = cos_MK[positions_B.long(), None], sin_MK[positions_B.long(), None]
     first, second = _wide(x_BHK).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x_BHK.dtype)
 
@@ -79,8 +79,8 @@ def project(
     *,
     q_gain_K: Tensor | None = None,
     k_gain_K: Tensor | None = None,
-    cos_PK: Tensor | None = None,
-    sin_PK: Tensor | None = None,
+    cos_MK: Tensor | None = None,
+    sin_MK: Tensor | None = None,
     positions_B: Tensor | None = None,
 ) -> Projected:
     """What both branches need of the convolved projections; without gains only the recurrence."""
@@ -91,9 +91,9 @@ def project(
     attention_q_BHK = attention_k_BHK = None
     if q_gain_K is not None:
         attention_q_BHK, attention_k_BHK = rms_norm(q_BHK, q_gain_K), rms_norm(k_BHK, k_gain_K)
-        if cos_PK is not None:
-            attention_q_BHK = rotate(attention_q_BHK, cos_PK, sin_PK, positions_B)
-            attention_k_BHK = rotate(attention_k_BHK, cos_PK, sin_PK, positions_B)
+        if cos_MK is not None:
+            attention_q_BHK = rotate(attention_q_BHK, cos_MK, sin_MK, positions_B)
+            attention_k_BHK = rotate(attention_k_BHK, cos_MK, sin_MK, positions_B)
     step_BH, write_BH = _wide(raw_B2H).chunk(2, dim=1)
     return Projected(
         _unit(F.silu(q_BHK)),
