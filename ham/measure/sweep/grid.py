@@ -181,8 +181,8 @@ class Choice:
         )
 
 
-def choose_cells(scale: Scale, choice: Choice) -> list[Cell]:
-    """The cells asked for, the most important first.
+def choose_cells(scale: Scale, choice: Choice) -> tuple[Scale, list[Cell]]:
+    """The cells asked for, the most important first, and the scale that they belong to.
 
     Contexts, batches and fractions that the scale does not list are added to its grid.
 
@@ -200,7 +200,7 @@ def choose_cells(scale: Scale, choice: Choice) -> list[Cell]:
     cells = dict.fromkeys(cell for tier in tiers for cell in tier if choice.takes(cell))
     if not cells:
         raise ConfigError("no cell of the sweep fits the experiments, models and sizes asked for")
-    return list(cells)
+    return scale, list(cells)
 
 
 def _headline_tiers(scale: Scale) -> list[list[Cell]]:
