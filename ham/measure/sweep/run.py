@@ -22,6 +22,9 @@ from ham.report.rows import Row
 from ham.report.statistics import Estimate
 
 OUT_OF_MEMORY = "out of memory"
+CPU_CEILINGS = {"buffer_bytes": 64 << 20, "size": 512}
+"""The sizes for GPUs would take a CPU a minute."""
+
 ROUNDS = {"min_rounds": 5, "max_rounds": 30, "budget_ms": 150.0}
 """How often a cell is timed: a sixth of a second, beyond the first five calls."""
 
@@ -82,7 +85,8 @@ class Sweep:
     def _ceilings(self, **sizes: int) -> None:
         if len(self.store.rates()) == len(ceiling_module.RATES):
             return
-        for name, rate in measure_ceilings(self.device, **sizes).items():
+        usual = CPU_CEILINGS if self.device.type == "cpu" else {}
+        for name, rate in measure_ceilings(self.device, **{**usual, **sizes}).items():
             self.say(f"{name} {rate.value:.1f}")
             fields = {"model": CEILING_MODEL, "mixer": CEILING_MODEL, **_spread(rate)}
             self.store.put([self.store.make(CEILING_EXPERIMENT, name, rate.value, **fields)])
