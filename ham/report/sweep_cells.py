@@ -20,6 +20,19 @@ EXPERIMENT_WORDS = {
     "model_prefill": "Prefill: time to the first token",
     "model_train": "Training step",
 }
+# Parts of the mixer first; a recurrent layer has its core in one piece.
+PARTS = (
+    "recurrent",
+    "core",
+    "score",
+    "append",
+    "attention",
+    "gates",
+    "projections",
+    "mlp",
+    "norms",
+    "head",
+)
 HAM_STYLE = KNOWN_STYLES["ham-cosine"]
 
 
@@ -81,8 +94,9 @@ class SweepRows:
         return self._cells.get((place, series))
 
     def parts(self, place: Place, series: Series) -> dict[str, Row]:
-        """Times of the parts of a step by name."""
-        return self._parts.get((place, series), {})
+        """Times of the parts of a step by name, in the order of `PARTS`."""
+        found = self._parts.get((place, series), {})
+        return {name: found[name] for name in order_parts(found)}
 
     def cells(self, experiment: str) -> list[tuple[Place, Series, Row]]:
         """All cells of an experiment in the order of tables."""
@@ -131,6 +145,12 @@ def series_of(row: Row) -> Series:
     """Which line a row is a point of."""
     fraction = row.labels.get("fraction")
     return Series(row.model, -1.0 if fraction is None else float(fraction))
+
+
+def order_parts(names: Iterable[str]) -> list[str]:
+    """Known parts in their order, then the others by name."""
+    present = set(names)
+    return [name for name in PARTS if name in present] + sorted(present.difference(PARTS))
 
 
 def number(row: Row | None, label: str | None = None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ham.measure.sweep.grid import DECODE_PART, EXPERIMENTS
 from ham.report.formats import byte_size, count, reason, share, significant
 from ham.report.rows import Row
-from ham.report.sweep_cells import EXPERIMENT_WORDS, Place, Series, SweepRows, number
+from ham.report.sweep_cells import EXPERIMENT_WORDS, Place, Series, SweepRows, number, order_parts
 from ham.report.tables_base import Column, Record, Table
 
 NOTES = {
@@ -164,11 +164,11 @@ def time_words(row: Row) -> str:
 
 def _parts_table(rows: SweepRows) -> Table:
     """Parts by step: their times alone, their sum, and the whole step."""
-    names: dict[str, None] = {}
+    names: set[str] = set()
     records: list[Record] = []
     for place, series, row in rows.cells(DECODE_PART):
         parts = rows.parts(place, series)
-        names |= dict.fromkeys(parts)
+        names.update(parts)
         total = sum(part.value or 0.0 for part in parts.values())
         records.append(
             {
@@ -183,7 +183,7 @@ def _parts_table(rows: SweepRows) -> Table:
         )
     columns = [
         *COLUMNS[:3],
-        *(Column(name, f"{name}, ms", significant) for name in names),
+        *(Column(name, f"{name}, ms", significant) for name in order_parts(names)),
         Column("sum", "sum, ms", significant),
         Column("time", "whole step, ms"),
         Column("n", "n"),
