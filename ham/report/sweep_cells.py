@@ -34,6 +34,7 @@ PARTS = (
     "head",
 )
 HAM_STYLE = KNOWN_STYLES["ham-cosine"]
+SHARE_MARKERS = ("*", "X", "p", "v", "<", ">")
 
 
 @dataclass(frozen=True, order=True)
@@ -112,11 +113,13 @@ class SweepRows:
         return sorted({series for _, series, _ in self.cells(experiment)}, key=_rank)
 
     def usual_batch(self, experiment: str) -> int | None:
-        """The batch with the most contexts; the larger of equals."""
+        """The middle one of the batches that have the most contexts."""
         contexts: dict[int, set[int]] = {}
         for place in self.places(experiment):
             contexts.setdefault(place.batch, set()).add(place.context)
-        return max(contexts, key=lambda batch: (len(contexts[batch]), batch), default=None)
+        most = max((len(found) for found in contexts.values()), default=0)
+        batches = sorted(batch for batch, found in contexts.items() if len(found) == most)
+        return batches[len(batches) // 2] if batches else None
 
     def model_head_dim(self) -> int | None:
         """Head size of the whole models."""
@@ -162,15 +165,14 @@ def number(row: Row | None, label: str | None = None) -> float | None:
 
 
 def series_styles(series: Sequence[Series]) -> dict[Series, Style]:
-    """A style for each line: shades of HAM's colour for its shares, the largest share darkest."""
+    """A style for each line: shades and markers for HAM's shares, the largest in full colour."""
     routed = sorted((one for one in series if one.fraction >= 0), reverse=True)
-    colors = dict(zip(routed, shades(HAM_STYLE.color, max(1, len(routed))), strict=False))
-    return {
-        one: Style(colors[one], HAM_STYLE.marker, HAM_STYLE.dash)
-        if one in colors
-        else KNOWN_STYLES.get(one.model, HAM_STYLE)
-        for one in series
+    colors = shades(HAM_STYLE.color, max(1, len(routed)))
+    drawn = {
+        one: Style(color, SHARE_MARKERS[index % len(SHARE_MARKERS)], HAM_STYLE.dash)
+        for index, (one, color) in enumerate(zip(routed, colors, strict=False))
     }
+    return {one: drawn.get(one) or KNOWN_STYLES.get(one.model, HAM_STYLE) for one in series}
 
 
 def _rank(series: Series) -> tuple[int, str, float]:

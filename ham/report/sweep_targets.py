@@ -150,12 +150,16 @@ def _cache_memory(rows: SweepRows) -> Verdict:
 
 
 def crossing_context(rows: SweepRows) -> tuple[int | None, list[tuple[int, float]]]:
-    """From where on HAM trains faster at every longer context that both have; and the factors."""
+    """From where on HAM trains faster at every longer context, and the factors.
+
+    Only contexts count at which both were measured and launched alike.
+    """
     factors = []
     for place in rows.places("model_train"):
-        mine, other = number(rows.find(place, QUARTER)), number(rows.find(place, DENSE))
-        if mine is not None and other is not None:
-            factors.append((place.context, other / mine))
+        mine, other = rows.find(place, QUARTER), rows.find(place, DENSE)
+        ours, theirs = number(mine), number(other)
+        if ours is not None and theirs is not None and _same_launch(mine, other):
+            factors.append((place.context, theirs / ours))
     crossing = None
     for context, factor in reversed(factors):
         if factor <= 1:

@@ -1,4 +1,4 @@
-"""Attention of one query over a dense cache by whichever of torch's kernels is fastest.
+"""Attention by whichever of torch's kernels is fastest: one query over a cache, whole sequences.
 
 Which kernel and which layout of the cache wins depends on the device and on the sizes, so both are
 measured: the layout once for each head size, the kernel again for every cell, on its own cache.
@@ -82,6 +82,17 @@ def fastest_layout(
         if times:
             best[layout] = min(times.values())
     return min(best, key=lambda name: best[name]) if best else HEADS_FIRST
+
+
+def fastest_first(device: torch.device) -> contextlib.AbstractContextManager:
+    """Let torch's attention of whole sequences try cuDNN before its other kernels on a GPU.
+
+    On one H100 cuDNN takes 7.4 ms and FlashAttention, which torch prefers, 13.5 ms forward at one
+    sequence of 32,768 tokens and 16 heads of 128.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel(list(BACKENDS.values()), set_priority=True)
 
 
 def _times(q_BHK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, clock: Clock) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ham.job import used_providers
 from ham.kernels.speed.checks import describe
 from ham.kernels.speed.clock import Task, capture
 from ham.measure.sweep.budget import full_cache_bytes
@@ -23,6 +24,7 @@ from ham.measure.sweep.models import parameter_bytes, release
 from ham.measure.sweep.ops import FUSED, PLAIN, step_ops
 from ham.measure.sweep.passes import Prefill, TrainingStep
 from ham.measure.sweep.sessions import DecodeSession, make_session
+from ham.model.decoder import DecoderLM
 from ham.report.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ def _prefill(cell: Cell, sweep: Sweep) -> CellResult:
         fixed = sum(held.get(kind, 0) for kind in ("recurrent", "conv"))
         return CellResult(
             time,
-            used_providers(model),
+            pass_provider(model),
             "eager",
             tokens=cell.batch * cell.context,
             kv_fraction=_nominal(cell),
@@ -198,7 +200,7 @@ def _train(cell: Cell, sweep: Sweep) -> CellResult:
         peak_bytes = peak.read(parameter_bytes(model))
         return CellResult(
             sweep.time(step.replay),
-            used_providers(model),
+            pass_provider(model),
             step.launch_mode,
             tokens=cell.batch * cell.context,
             kv_fraction=_nominal(cell),
@@ -240,9 +242,8 @@ def _nominal(cell: Cell) -> float | None:
     return 1.0 if cell.model == "transformer" else cell.fraction
 
 
-def used_providers(model: torch.nn.Module) -> str:
-    """Providers of the operations that a model calls; `sdpa` where it calls torch's attention."""
-    from ham.job import used_providers as of_operations
-
-    calls_none = not any(block.mixer.operations for block in model.blocks)
-    return "sdpa" if calls_none else of_operations(model)
+def pass_provider(model: DecoderLM) -> str:
+    """Providers of the operations that a model calls; one that calls none has torch's attention."""
+    if any(block.mixer.operations for block in model.blocks):
+        return used_providers(model)
+    return "sdpa" if model.device.type == "cpu" else "sdpa_cudnn_first"

@@ -140,6 +140,6 @@ def parameter_bytes(module: nn.Module) -> int:
 
 def release() -> None:
     """Give memory of dropped tensors back to the device."""
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ham.config import TrainConfig
 from ham.kernels.speed.clock import Task, capture
+from ham.measure.sweep.attention import fastest_first
 from ham.measure.sweep.forced import force_routing
 from ham.measure.sweep.grid import Cell
 from ham.model.decoder import DecoderLM, DecoderState
@@ -45,8 +46,9 @@ class Prefill:
         self.state = None
         state = self.model.init_state(self.tokens_BT.shape[0], self.dtype)
         x_BTD = self.model.embedding(self.tokens_BT)
-        for block, layer_state in zip(self.model.blocks, state.layers, strict=True):
-            x_BTD, _ = block.prefill(x_BTD, layer_state)
+        with fastest_first(self.model.device):
+            for block, layer_state in zip(self.model.blocks, state.layers, strict=True):
+                x_BTD, _ = block.prefill(x_BTD, layer_state)
         self.state = state
         last_BD = self.model.final_norm(x_BTD[:, -1])
         logits_BV = last_BD @ self.model.embedding.weight.T
@@ -77,7 +79,8 @@ class TrainingStep:
     def step(self) -> Tensor:
         """One optimiser step in the arithmetic of `ham train`; returns the loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        with precision_context(self.model.device):
+        device = self.model.device
+        with fastest_first(device), precision_context(device):
             loss, _ = self.model.loss(self.tokens_BT[:, :-1], self.tokens_BT[:, 1:])
         loss.backward()
         self.optimiser.step()
