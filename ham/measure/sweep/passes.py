@@ -60,6 +60,7 @@ class TrainingStep:
 
     Attributes:
         launch_mode: `cuda_graph` once `capture` has succeeded.
+        loss: Of the last call; every replay writes it anew.
     """
 
     def __init__(self, model: DecoderLM, cell: Cell):
@@ -84,7 +85,8 @@ class TrainingStep:
             loss, _ = self.model.loss(self.tokens_BT[:, :-1], self.tokens_BT[:, 1:])
         loss.backward()
         self.optimiser.step()
-        return loss.detach()
+        self.loss = loss.detach()
+        return self.loss
 
     def capture(self) -> None:
         """Record the step in a CUDA graph; raises what the capture raises."""
