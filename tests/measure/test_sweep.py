@@ -14,6 +14,7 @@ from ham.cli import build_parser, main
 from ham.cli import sweep as command
 from ham.errors import ConfigError
 from ham.kernels.speed.clock import GpuLostError, WallClock
+from ham.measure.sweep import attention
 from ham.measure.sweep import run as run_module
 from ham.measure.sweep.budget import refusal
 from ham.measure.sweep.forced import CLUSTER_TOKENS, force_routing, forced_mask
@@ -84,6 +85,7 @@ def test_a_choice_filters_and_adds_to_the_grid() -> None:
     )
     assert {(cell.context, cell.fraction) for cell in cells} == {(2048, 0.3)}
     assert 2048 in scale.contexts
+    parameter_count(sweep_config(replace(SMOKE, contexts=(8, 64)), "sliding_window"))
     training = choose_cells(FULL, Choice(experiments=["model_train"], batches=[1]))[1]
     assert {cell.batch * cell.context for cell in training} == {32768}
 
@@ -198,6 +200,21 @@ def compare_step(model: Any, session: ModelSession, state: Any) -> None:
     expected_BV = model.step(torch.tensor([5, 250]), state)
     torch.testing.assert_close(found_BV, expected_BV, atol=1e-5, rtol=1e-5)
     assert torch.equal(session.tokens_B, expected_BV.argmax(-1))
+
+
+def test_only_attention_that_is_right_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stand-ins for the backends: one fails, one is off by 2 %, one is right but slower."""
+    q, k, v = (torch.randn(2, 2, *size) for size in ((8,), (33, 8), (33, 8)))
+    plain = attention.attend_one
+
+    def stand_in(q: Any, k: Any, v: Any, name: str) -> torch.Tensor:
+        if name == "missing":
+            raise RuntimeError("no available kernel")
+        return plain(q, k, v, attention.AUTOMATIC) * (1.02 if name == "wrong" else 1.0)
+
+    monkeypatch.setattr(attention, "attend_one", stand_in)
+    monkeypatch.setattr(attention, "CANDIDATES", ("missing", "wrong", "right"))
+    assert set(attention._times(q, k, v, WallClock())) == {"right"}
 
 
 def test_fused_operations_do_what_plain_ones_do() -> None:

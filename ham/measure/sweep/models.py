@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 
 import torch
@@ -94,6 +95,7 @@ def mixer_options(mixer: str, scale: Scale) -> dict[str, int]:
     return {"window": scale.window} if mixer == "sliding_window" else {}
 
 
+@functools.cache
 def sweep_config(scale: Scale, mixer: str) -> ModelConfig:
     """One architecture at this scale, its parameters matched to the transformer's within 1 %."""
     # The transformer comes first: the others are sized like it.
@@ -105,7 +107,7 @@ def sweep_config(scale: Scale, mixer: str) -> ModelConfig:
                 {"name": arm_name(name), "mixer": name, "options": mixer_options(name, scale)}
                 for name in order
             ],
-            "data": {"context": min(scale.contexts)},
+            "data": {"context": scale.longest},
             "model": {
                 "layers": scale.layers,
                 "width": scale.width,
