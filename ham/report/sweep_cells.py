@@ -34,7 +34,7 @@ PARTS = (
     "head",
 )
 HAM_STYLE = KNOWN_STYLES["ham-cosine"]
-SHARE_MARKERS = ("*", "X", "p", "v", "<", ">")
+SHARE_MARKERS = ("*", "p", "v", "<", "d", "h")
 
 
 @dataclass(frozen=True, order=True)
