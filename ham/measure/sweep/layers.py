@@ -19,7 +19,7 @@ from ham.kernels.gated_delta_rule import gated_delta_rule_step
 from ham.kernels.speed.clock import Clock
 from ham.measure.sweep.attention import attend_one, empty_cache, fastest_backend, fastest_layout
 from ham.measure.sweep.forced import forced_mask
-from ham.measure.sweep.grid import HAM, Cell
+from ham.measure.sweep.grid import HAM, RULE, Cell
 from ham.measure.sweep.ops import StepOps
 from ham.model.mixer import SequenceMixer
 
@@ -322,5 +322,13 @@ LAYERS: dict[str, type[DecodeLayer]] = {
 
 def make_layer(mixer: SequenceMixer, index: int, settings: LayerSettings) -> DecodeLayer:
     """The layer of a mixer; one that is not listed is recurrent and steps by itself."""
-    kind = LAYERS.get(settings.cell.model, RecurrentLayer)
-    return kind(mixer, index, settings)
+    kind = _fused_layers() if settings.device.type == "cuda" else LAYERS
+    chosen = kind.get(settings.cell.model, RecurrentLayer)
+    return chosen(mixer, index, settings)
+
+
+def _fused_layers() -> dict[str, type[DecodeLayer]]:
+    """With fused kernels, whose modules load Triton."""
+    from ham.measure.sweep.paged import FusedRuleLayer, PagedHamLayer
+
+    return {**LAYERS, HAM: PagedHamLayer, RULE: FusedRuleLayer}
