@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ham.kernels.gated_delta_rule import gated_delta_rule_step
 from ham.kernels.speed.clock import make_clock
 from ham.measure.sweep.grid import UNSTRUCTURED, Cell
 from ham.measure.sweep.layers import LayerSettings, RecurrentLayer
 from ham.measure.sweep.ops import PLAIN, step_ops
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    # Triton decides when it is imported whether it interprets, so before any test can import it.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are made when they are imported, so a process that has them compiled skips."""
+    """Let kernels run on the CPU where there is no GPU."""
     if DEVICE.type == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
 
@@ -55,8 +63,6 @@ def test_a_paged_layer_does_what_the_mixer_does(tiny_model: Any) -> None:
     layer.prepare()
     x_BD = torch.randn(2, 32, device=DEVICE)
     projected = mixer._project(x_BD[:, None], layer.history_BWC.clone(), 70)
-    from ham.kernels.gated_delta_rule import gated_delta_rule_step
-
     o_BHV, state_BHKV, _ = gated_delta_rule_step(
         projected.recurrent_q_BTHK[:, 0],
         projected.recurrent_k_BTHK[:, 0],
