@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "measure",
+    "sweep",
     "report",
     "publish",
     "plan",

@@ -1,10 +1,10 @@
 """Published results: rows and manifests in git, and everything that is made from them.
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests and configuration, or
-the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`) and of training with each
-provider (`kernel_training.rows.jsonl`), or all of them. They are source files: no rule ever writes
-them, so a fresh machine reruns nothing. The report in `reports/published/<name>/` can be made again
-from them at any time, byte for byte.
+the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`), of training with each
+provider (`kernel_training.rows.jsonl`) or of a sweep (`sweep.rows.jsonl`), or all of them. They are
+source files: no rule ever writes them, so a fresh machine reruns nothing. The report in
+`reports/published/<name>/` can be made again from them at any time, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ham.report.build import build_report
 from ham.report.kernel_report import build_kernel_report
 from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import read_rows
+from ham.report.sweep_report import build_sweep_report
 from ham.workflow import parse_workflow_config, rows_files
 
 RESULTS = Path("results/published")
@@ -30,6 +31,7 @@ CONFIG_FILE = "config.yaml"
 KERNEL_ROWS = "kernel_speed.rows.jsonl"
 TRAINING_ROWS = "kernel_training.rows.jsonl"
 KERNEL_FILES = (KERNEL_ROWS, TRAINING_ROWS)
+SWEEP_ROWS = "sweep.rows.jsonl"
 
 
 def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> list[Path]:
@@ -74,7 +76,7 @@ def published_names(root: Path = Path()) -> list[str]:
     return sorted(
         {
             path.parent.name
-            for file in (CONFIG_FILE, *KERNEL_FILES)
+            for file in (CONFIG_FILE, *KERNEL_FILES, SWEEP_ROWS)
             for path in (root / RESULTS).glob(f"*/{file}")
         }
     )
@@ -89,7 +91,8 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
         out: Folder to write; `reports/published/<name>` when None.
 
     Returns:
-        The first page of each report: `index.html` of a run, `kernels.md` of kernel rows.
+        The first page of each report: `index.html` of a run, `kernels.md` of kernel rows,
+        `sweep.md` of a sweep.
 
     Raises:
         MissingDataError: If nothing is published under that name.
@@ -102,6 +105,8 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
     kernel_files = [folder / name for name in KERNEL_FILES if (folder / name).is_file()]
     if kernel_files:
         pages.append(_build_kernels(kernel_files, target))
+    if (folder / SWEEP_ROWS).is_file():
+        pages.append(_build_sweep(folder / SWEEP_ROWS, target))
     if not pages:
         known = ", ".join(published_names(root)) or "none"
         raise MissingDataError(f"nothing is published as {name!r}; known: {known}")
@@ -109,7 +114,8 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
 
 
 def _build_run(folder: Path, target: Path) -> Path:
-    files = sorted(path for path in folder.glob("*.rows.jsonl") if path.name not in KERNEL_FILES)
+    others = (*KERNEL_FILES, SWEEP_ROWS)
+    files = sorted(path for path in folder.glob("*.rows.jsonl") if path.name not in others)
     values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     build_report(
         read_rows(files),
@@ -123,6 +129,11 @@ def _build_run(folder: Path, target: Path) -> Path:
 def _build_kernels(files: list[Path], target: Path) -> Path:
     manifests = [read_manifest(manifest_path(path)) for path in files]
     listing = build_kernel_report(read_rows(files), target, manifests)
+    return target / listing["files"][0]
+
+
+def _build_sweep(rows: Path, target: Path) -> Path:
+    listing = build_sweep_report(read_rows(rows), target, [read_manifest(manifest_path(rows))])
     return target / listing["files"][0]
 
 

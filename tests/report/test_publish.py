@@ -9,6 +9,7 @@ import yaml
 
 from ham.errors import ConfigError, MissingDataError
 from ham.files import read_json
+from ham.report import sweep_report
 from ham.report.kernel_report import LISTING, SUMMARY
 from ham.report.manifest import collect_manifest, manifest_path, write_manifest
 from ham.report.publish import (
@@ -91,6 +92,9 @@ def test_published_reports_are_not_stale(name: str, tmp_path: Path) -> None:
     files = list(TEXT_FILES) if tmp_path / "index.html" in pages else []
     if tmp_path / SUMMARY in pages:
         listed = [*read_json(tmp_path / LISTING)["files"], LISTING]
+        files += [file for file in listed if Path(file).suffix in TEXT_SUFFIXES]
+    if tmp_path / sweep_report.SUMMARY in pages:
+        listed = [*read_json(tmp_path / sweep_report.LISTING)["files"], sweep_report.LISTING]
         files += [file for file in listed if Path(file).suffix in TEXT_SUFFIXES]
     assert files
     for file in files:

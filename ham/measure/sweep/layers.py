@@ -1,0 +1,335 @@
+"""One layer's decoding memory at a frozen position, and its step, for every architecture.
+
+A layer allocates its memory once, fills it with random finite numbers, and decodes one token per
+sequence with static shapes and without asking the device anything, so that a CUDA graph can hold
+it. `pieces` are the parts of the core between the projections, which can be timed alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ham.kernels.gated_delta_rule import gated_delta_rule_step
+from ham.kernels.speed.clock import Clock
+from ham.measure.sweep.attention import attend_one, empty_cache, fastest_backend, fastest_layout
+from ham.measure.sweep.forced import forced_mask
+from ham.measure.sweep.grid import HAM, RULE, Cell
+from ham.measure.sweep.ops import StepOps
+from ham.model.mixer import SequenceMixer
+
+STATE_SCALE = 0.1
+"""Standard deviation of the numbers that recurrent states are filled with."""
+
+Pieces = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one step of a whole batch must read and write; activations are left out."""
+
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How well the allocated cache is used.
+
+    Attributes:
+        routed_B: Tokens held by each sequence.
+        slots: Token slots allocated for all sequences.
+    """
+
+    routed_B: tuple[int, ...]
+    slots: int
+
+
+@dataclass
+class LayerSettings:
+    """What the layers of a session share.
+
+    Attributes:
+        cell: Sizes and routing.
+        device, dtype: Of the caches and activations.
+        clock: For choosing the fastest attention.
+        layouts: Layout of a dense cache by head size, filled by the first layer that asks.
+        ops: The operations between matrix products.
+        backend: Attention of the session's dense caches, chosen by the first layer that asks.
+    """
+
+    cell: Cell
+    device: torch.device
+    dtype: torch.dtype
+    clock: Clock
+    layouts: dict[tuple[int, int], str]
+    ops: StepOps
+    backend: str | None = None
+
+
+class DecodeLayer(ABC):
+    """The memory of one layer and its decode step.
+
+    Args:
+        mixer: The layer's mixer.
+        index: Which layer of the model it is.
+        settings: Sizes, device, dtype.
+    """
+
+    provider = "torch"
+
+    def __init__(self, mixer: SequenceMixer, index: int, settings: LayerSettings):
+        self.mixer = mixer
+        self.index = index
+        self.settings = settings
+        self.batch = settings.cell.batch
+        self.heads, self.head_dim = mixer.shape.heads, mixer.shape.head_dim
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Allocate and fill the memory."""
+
+    @abstractmethod
+    def step(self, x_BD: Tensor) -> Tensor:
+        """The mixer's output for one token per sequence, `y_BD`."""
+
+    @abstractmethod
+    def kv_bytes(self) -> int:
+        """Allocated bytes of keys, values and what finds them."""
+
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Allocated bytes of recurrent and convolution states."""
+
+    @abstractmethod
+    def traffic(self) -> Traffic:
+        """Bytes that a step must move."""
+
+    def occupancy(self) -> Occupancy | None:
+        """How well the cache is used; None where every slot always is."""
+        return None
+
+    def pieces(self) -> Pieces:
+        """Parts of the core by name, each callable after a step; may be empty."""
+        return {}
+
+
+class RecurrentLayer(DecodeLayer):
+    """Gated delta rule and Mamba-2: the mixer's own step."""
+
+    def prepare(self) -> None:
+        """A random state."""
+        self.provider = self.settings.ops.name
+        state = self.mixer.init_state(self.batch, self.settings.device, self.settings.dtype)
+        for tensors in state.tensors().values():
+            for tensor in tensors:
+                tensor.normal_(std=STATE_SCALE)
+        self.state = state
+
+    def step(self, x_BD: Tensor) -> Tensor:
+        """The mixer's step, its state updated in place."""
+        state = self.state
+        return self.settings.ops.recur(self.mixer, x_BD, state.recurrent, state.history_BWC)
+
+    def kv_bytes(self) -> int:
+        """No keys, no values."""
+        return 0
+
+    def state_bytes(self) -> int:
+        """Counted on the tensors."""
+        return sum(self.state.bytes_allocated().values())
+
+    def traffic(self) -> Traffic:
+        """The state is read and written."""
+        return Traffic(self.state_bytes(), self.state_bytes())
+
+
+class DenseLayer(DecodeLayer):
+    """Full and windowed attention over a cache with exactly as many slots as a query sees."""
+
+    def prepare(self) -> None:
+        """Keys and values in the fastest layout; the new token has the last slot."""
+        settings, position = self.settings, self.settings.cell.context
+        window = getattr(self.mixer.options, "window", None)
+        self.keys = position + 1 if window is None else min(window, position + 1)
+        self.slot = position % self.keys
+        size = (self.heads, self.head_dim)
+        if size not in settings.layouts:
+            arguments = (*size, settings.device, settings.dtype, settings.clock)
+            settings.layouts[size] = fastest_layout(*arguments)
+        self.k_BHTK, self.v_BHTV = (
+            empty_cache(
+                self.batch,
+                self.heads,
+                self.keys,
+                self.head_dim,
+                settings.layouts[size],
+                settings.device,
+                settings.dtype,
+            ).normal_()
+            for _ in range(2)
+        )
+        if settings.backend is None:
+            q_BHK = self.k_BHTK[:, :, 0].contiguous()
+            settings.backend = fastest_backend(q_BHK, self.k_BHTK, self.v_BHTV, settings.clock)
+        self.provider = settings.backend
+
+    def step(self, x_BD: Tensor) -> Tensor:
+        """Project, rotate, append, attend, project."""
+        self.qkv_BC = self.mixer.qkv(x_BD[:, None])[:, 0]
+        self._append()
+        return self.mixer.out(self._attend().flatten(1))
+
+    def _append(self) -> None:
+        position = self.settings.cell.context
+        self.q_BHK = self.settings.ops.rotate_append(
+            self.qkv_BC,
+            self.mixer.rotary.cos[position],
+            self.mixer.rotary.sin[position],
+            self.k_BHTK[:, :, self.slot],
+            self.v_BHTV[:, :, self.slot],
+        )
+
+    def _attend(self) -> Tensor:
+        return attend_one(self.q_BHK, self.k_BHTK, self.v_BHTV, self.provider)
+
+    def kv_bytes(self) -> int:
+        """Counted on the tensors."""
+        return self.k_BHTK.nbytes + self.v_BHTV.nbytes
+
+    def state_bytes(self) -> int:
+        """No recurrent state."""
+        return 0
+
+    def traffic(self) -> Traffic:
+        """Everything is read; one token per sequence is written."""
+        return Traffic(self.kv_bytes(), self.kv_bytes() // self.keys)
+
+    def pieces(self) -> Pieces:
+        """Rotation with append, and attention."""
+        return {"append": self._append, "attention": self._attend}
+
+
+class PaddedHamLayer(DecodeLayer):
+    """HAM in plain torch: routed keys of each sequence side by side, padded to the longest.
+
+    It does what a HAM step does and can be captured, but reads padding and masks it.
+    """
+
+    provider = "torch_padded"
+
+    def prepare(self) -> None:
+        """States, and as many keys for each sequence as the hash routes."""
+        cell, device, dtype = self.settings.cell, self.settings.device, self.settings.dtype
+        routed_BT = forced_mask(
+            self.index, self.batch, cell.context + 1, cell.fraction, cell.routing, device
+        )
+        counts_B = routed_BT[:, :-1].sum(dim=1)
+        self.routed_B = tuple(counts_B.tolist())
+        self.slots = max(self.routed_B) + 1
+        sizes = (self.batch, self.heads, self.slots, self.head_dim)
+        self.k_BHNK = torch.randn(sizes, device=device, dtype=dtype)
+        self.v_BHNV = torch.randn(sizes, device=device, dtype=dtype)
+        self.rows_B = torch.arange(self.batch, device=device)
+        self.counts_B = counts_B
+        seen_B1 = (counts_B + routed_BT[:, -1])[:, None]
+        self.visible_B11N = (torch.arange(self.slots, device=device) < seen_B1)[:, None, None]
+        self.state_BHKV = STATE_SCALE * torch.randn(
+            self.batch, self.heads, self.head_dim, self.head_dim, device=device
+        )
+        self.history_BWC = self.mixer.conv.init_history(self.batch, device, dtype).normal_()
+
+    def step(self, x_BD: Tensor) -> Tensor:
+        """All parts in order."""
+        self.x_B1D = x_BD[:, None]
+        self._recur()
+        self._append()
+        self._attend()
+        return self._combine()[:, 0]
+
+    def _recur(self) -> None:
+        """Projections, convolution, recurrent step, score; the decision itself is forced."""
+        position = self.settings.cell.context
+        projected = self.mixer._project(self.x_B1D, self.history_BWC, position)
+        self.projected = projected
+        self.o_BHV, state_BHKV, prediction_BHV = gated_delta_rule_step(
+            projected.recurrent_q_BTHK[:, 0],
+            projected.recurrent_k_BTHK[:, 0],
+            projected.v_BTHV[:, 0],
+            projected.log_decay_BTH[:, 0],
+            projected.beta_BTH[:, 0],
+            self.state_BHKV,
+        )
+        self.state_BHKV.copy_(state_BHKV)
+        self.history_BWC.copy_(projected.history_BWC)
+        score_BTH = self.mixer._score_of_prediction(prediction_BHV[:, None], projected)
+        self.routing = self.mixer.router(self.x_B1D, score_BTH, position)
+
+    def _append(self) -> None:
+        self.k_BHNK[self.rows_B, :, self.counts_B] = self.projected.attention_k_BTHK[:, 0]
+        self.v_BHNV[self.rows_B, :, self.counts_B] = self.projected.v_BTHV[:, 0]
+
+    def _attend(self) -> None:
+        self.attended_BHTV = F.scaled_dot_product_attention(
+            self.projected.attention_q_BTHK.transpose(1, 2),
+            self.k_BHNK,
+            self.v_BHNV,
+            attn_mask=self.visible_B11N,
+        )
+
+    def _combine(self) -> Tensor:
+        attended_BTHV = self.attended_BHTV.transpose(1, 2)
+        return self.mixer._combine(self.x_B1D, self.o_BHV[:, None], attended_BTHV)
+
+    def kv_bytes(self) -> int:
+        """Keys, values and counts, padding included."""
+        return self.k_BHNK.nbytes + self.v_BHNV.nbytes + self.counts_B.nbytes
+
+    def state_bytes(self) -> int:
+        """Recurrent state and convolution inputs."""
+        return self.state_BHKV.nbytes + self.history_BWC.nbytes
+
+    def traffic(self) -> Traffic:
+        """States both ways; routed keys and values read, one token per sequence written."""
+        pair = 2 * self.heads * self.head_dim * self.k_BHNK.element_size()
+        states = self.state_bytes()
+        return Traffic(states + pair * (sum(self.routed_B) + self.batch), states + pair)
+
+    def occupancy(self) -> Occupancy:
+        """Counts of the sequences against the padded slots."""
+        return Occupancy(self.routed_B, self.batch * self.slots)
+
+    def pieces(self) -> Pieces:
+        """Recurrence with score, append, attention, and norms with gates."""
+        return {
+            "recurrent": self._recur,
+            "append": self._append,
+            "attention": self._attend,
+            "gates": self._combine,
+        }
+
+
+LAYERS: dict[str, type[DecodeLayer]] = {
+    HAM: PaddedHamLayer,
+    "transformer": DenseLayer,
+    "sliding_window": DenseLayer,
+}
+
+
+def make_layer(mixer: SequenceMixer, index: int, settings: LayerSettings) -> DecodeLayer:
+    """The layer of a mixer; one that is not listed is recurrent and steps by itself."""
+    kind = _fused_layers() if settings.device.type == "cuda" else LAYERS
+    chosen = kind.get(settings.cell.model, RecurrentLayer)
+    return chosen(mixer, index, settings)
+
+
+def _fused_layers() -> dict[str, type[DecodeLayer]]:
+    """With fused kernels, whose modules load Triton."""
+    from ham.measure.sweep.paged import FusedRuleLayer, PagedHamLayer
+
+    return {**LAYERS, HAM: PagedHamLayer, RULE: FusedRuleLayer}
