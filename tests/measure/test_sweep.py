@@ -159,7 +159,7 @@ def test_a_ham_session_decodes_what_the_model_decodes(
     model, session, state = prefilled("ham", context, fraction, tiny_model)
     for layer, held in zip(session.layers, state.layers, strict=True):
         assert isinstance(layer, PaddedHamLayer)
-        packed = held.cache.packed()
+        packed = held.cache.paged.packed()
         assert tuple(packed.counts_B.tolist()) == layer.routed_B
         layer.k_BHNK[:, :, : packed.k_BNHK.shape[1]] = packed.k_BNHK.transpose(1, 2)
         layer.v_BHNV[:, :, : packed.v_BNHV.shape[1]] = packed.v_BNHV.transpose(1, 2)
