@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ham.errors import ConfigError, RoutingError
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored
@@ -13,7 +14,8 @@ from ham.model.decoder import DecoderLM, ModelConfig
 from ham.model.generation import generate
 from ham.model.mixer import MixerShape, RoutingHints
 from ham.model.registry import parse_options
-from ham.routing import head_scores, post_update_from_l2
+from ham.routing import follow, head_scores, post_update_from_l2
+from ham.routing.router import Router
 from ham.routing.threshold import ThresholdController
 
 KINDS = {
@@ -207,6 +209,31 @@ def test_exploration_routes_other_tokens_each_step_and_ends_with_the_freeze() ->
     assert torch.equal(aux.routed_BT, aux.score_BT >= model.controllers[0].threshold)
     model.eval()
     assert abs(model(tokens_BT).kv_fraction() - 0.25) < 0.01
+
+
+class NoSync(TorchDispatchMode):
+    """Fails where a result would have to come from the device to the host."""
+
+    FORBIDDEN = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::item")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not function.name().startswith(self.FORBIDDEN), function.name()
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_step_of_the_router_never_waits_for_the_device(kind) -> None:
+    options = HamOptions(**{"target": 0.3, "scope": "global", **KINDS[kind]})
+    router = Router(MixerShape(32, 2, vocabulary_size=257), options).train()
+    tokens_BT, wanted_BT = tokens_and_wanted()
+    x_BTD = torch.randn(2, 90, 32)
+    state_BTH = torch.rand(2, 90, 2) if router.kernel_score else None
+    hints = RoutingHints(tokens_BT, wanted_BT)
+    router(x_BTD, state_BTH, 0, hints)  # the quantile start looks once
+    with NoSync():
+        router(x_BTD, state_BTH, 0, hints)
+        router(x_BTD, state_BTH, torch.tensor([3, 8]), hints)
+        follow([router.controller])
 
 
 @pytest.mark.parametrize("reduction", ["min", "mean", "max", "per_head"])
