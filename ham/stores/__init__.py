@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ham.stores.base import StoreCache, TokenStore
+from ham.stores.bounded import BoundedStore
+from ham.stores.chunk_topk import ChunkTopKStore
 from ham.stores.options import StoreOptions
 from ham.stores.threshold import ThresholdStore
 
@@ -10,6 +12,8 @@ __all__ = ["StoreCache", "StoreOptions", "TokenStore", "make_store"]
 
 _STORES: dict[str, type[TokenStore]] = {
     "threshold": ThresholdStore,
+    "bounded": BoundedStore,
+    "chunk_topk": ChunkTopKStore,
 }
 
 

@@ -20,6 +20,8 @@ from ham.stores.attention import Position, Stretch
 from ham.stores.options import StoreOptions
 from ham.stores.recent import RecentTokens
 
+INT32_BYTES = 4
+
 KVFraction = float | Sequence[float]
 """Share of tokens in the cache: one number, or one per head where each head has its own cache."""
 
@@ -30,6 +32,10 @@ class StoreCache(ABC):
     @abstractmethod
     def tensors(self) -> dict[str, list[Tensor]]:
         """All tensors held, by kind: `kv`, `positions` (and scores beside them), `page_table`."""
+
+    @abstractmethod
+    def kept_B(self) -> Tensor:
+        """Tokens in the cache of each sequence, the window left out; float32, mean over heads."""
 
     @abstractmethod
     def select(self, index_B: Tensor) -> None:
@@ -170,6 +176,9 @@ class TokenStore(nn.Module, ABC):
     def _pair_bytes(self, element_size: int) -> int:
         """Bytes of the key and the value of one token, all heads together."""
         return 2 * self.heads * self.head_dim * element_size
+
+    def _sink_BHK(self) -> Tensor | None:
+        return None if self.sink_HK is None else self.sink_HK[None]
 
     def _init_recent(self, batch: int, like: Tensor, heads: int | None = None) -> RecentTokens:
         return RecentTokens(batch, heads or self.heads, self.ring_size, self.head_dim, like)

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ham.cache import INT32_BYTES, PAGE_TOKENS, PagedKVCache, grown_tokens
+from ham.cache import PAGE_TOKENS, PagedKVCache, grown_tokens
 from ham.kernels.routed_attention import routed_attention, routed_attention_cached
 from ham.measure.cost import causal_pairs
 from ham.model.mixer import StateBytes
 from ham.stores.attention import Position, Stretch, attend_stretches, positions_of
-from ham.stores.base import KVFraction, StoreCache, TokenStore
+from ham.stores.base import INT32_BYTES, KVFraction, StoreCache, TokenStore
 from ham.stores.recent import RecentTokens
 
 
@@ -37,6 +37,10 @@ class ThresholdCache(StoreCache):
         """All tensors held, by kind."""
         held = self.paged.tensors()
         return {**held, "kv": [*held["kv"], *self.recent.tensors()]}
+
+    def kept_B(self) -> Tensor:
+        """Tokens in the cache of each sequence; float32, mean over heads."""
+        return self.paged.counts_B.float().unflatten(0, (-1, self.rows_per_sequence)).mean(-1)
 
     def select(self, index_B: Tensor) -> None:
         """Keep the sequences `index_B`, in that order."""

@@ -232,7 +232,10 @@ class Trainer:
             self.model.set_unigram_counts(torch.from_numpy(self.batches.shard.count_tokens()))
 
     def _routing_facts(self) -> dict[str, Any]:
-        """What the routers were asked for and what they do on validation text, by layer."""
+        """What the routers were asked for and what they do on validation text, by layer.
+
+        No target where none is followed, no threshold where it is infinite or not used.
+        """
         if self.freeze_step < self.settings.steps:
             self._freeze()
         self.model.eval()
@@ -243,9 +246,13 @@ class Trainer:
         for layer, share in shares.items():
             self._log("kv_fraction", share, task="validation", layer=layer)
         finite = [value if math.isfinite(value) else None for value in thresholds(self.model)]
+        targets = [
+            controller.target if controller.control in ("loop", "share") else None
+            for controller in self.model.controllers
+        ]
         return {
             "layers": list(shares),
-            "targets": [controller.target for controller in self.model.controllers],
+            "targets": targets,
             "thresholds": finite,
             "calibration_fractions": self.calibrated,
             "validation_fractions": list(shares.values()),
