@@ -159,9 +159,7 @@ class HamMixer(SequenceMixer):
             else None
         )
         self.router = Router(shape, options)
-        self.store = make_store(
-            options, heads, head_dim, self.router.per_head, provider=shape.kernels
-        )
+        self.store = make_store(options, heads, head_dim, self.router.per_head, shape.kernels)
         self.recurrent_norm = RMSNorm(head_dim)
         self.attention_norm = RMSNorm(head_dim)
         self.branch_gates = nn.Linear(width, 2 * heads, bias=True)

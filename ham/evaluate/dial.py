@@ -23,9 +23,11 @@ EXPERIMENT = "dial"
 
 
 def cells(subject: Subject) -> list[Cell]:
-    """One cell per target fraction; none for a model that does not route."""
+    """One cell per target fraction; none for a model whose cache no threshold decides."""
     settings = subject.config.evaluate.dial
     if settings is None or not subject.model.routes:
+        return []
+    if all(controller.control == "none" for controller in subject.model.controllers):
         return []
     context = subject.config.data.context
     segments = draw_segments(subject.test.documents(), context, settings.tokens)

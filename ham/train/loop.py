@@ -216,11 +216,14 @@ class Trainer:
             self.calibrated = calibrate(self.model, batches)
 
     def _held_out(self, split: str, count: int) -> list[Tensor]:
-        """The first batches of a held-out split, `tokens_BT`; the same for every arm."""
+        """Micro-batches `tokens_BT` of the first batches of a split; the same for every arm."""
         sampler = self._sampler(split, 0.0, HELD_OUT_SEED)
         return [
-            torch.as_tensor(sampler.batch(index).inputs_BT).to(self.job.device)
+            part_BT
             for index in range(count)
+            for part_BT in torch.as_tensor(sampler.batch(index).inputs_BT)
+            .to(self.job.device)
+            .chunk(self.settings.accumulate)
         ]
 
     def _count_tokens(self) -> None:
@@ -229,7 +232,10 @@ class Trainer:
             self.model.set_unigram_counts(torch.from_numpy(self.batches.shard.count_tokens()))
 
     def _routing_facts(self) -> dict[str, Any]:
-        """What the routers were asked for and what they do on validation text, by layer."""
+        """What the routers were asked for and what they do on validation text, by layer.
+
+        No target where none is followed, no threshold where it is infinite or not used.
+        """
         if self.freeze_step < self.settings.steps:
             self._freeze()
         self.model.eval()
@@ -240,9 +246,13 @@ class Trainer:
         for layer, share in shares.items():
             self._log("kv_fraction", share, task="validation", layer=layer)
         finite = [value if math.isfinite(value) else None for value in thresholds(self.model)]
+        targets = [
+            controller.target if controller.control in ("loop", "share") else None
+            for controller in self.model.controllers
+        ]
         return {
             "layers": list(shares),
-            "targets": [controller.target for controller in self.model.controllers],
+            "targets": targets,
             "thresholds": finite,
             "calibration_fractions": self.calibrated,
             "validation_fractions": list(shares.values()),

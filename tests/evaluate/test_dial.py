@@ -25,6 +25,31 @@ def test_realised_fraction_follows_the_target(make_subject, tiny_model) -> None:
     assert all(row["value"] > 0 and row["interval"] == "bootstrap95" for row in rows)
 
 
+def test_a_cache_of_a_fixed_size_has_no_dial(make_subject, tiny_model) -> None:
+    model = tiny_model("ham", budget="bounded", slots=16, score="recency")
+    assert dial.cells(make_subject(model, SETTINGS, **TRAIN)) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score": "periodic"},
+        {"score": "learned"},
+        {"reduction": "per_head"},
+        {"scope": "global"},
+        {"control": "fixed", "threshold": 0.5},
+    ],
+    ids=str,
+)
+def test_every_kind_of_threshold_can_be_dialled(make_subject, tiny_model, options) -> None:
+    model = tiny_model("ham", **options)
+    before = thresholds(model)
+    subject = make_subject(model, {"dial": {"fractions": [0.25, 0.75], "tokens": 1280}}, **TRAIN)
+    realised = [cell.run()[0]["kv_fraction"] for cell in dial.cells(subject)]
+    assert realised == pytest.approx([0.25, 0.75], abs=0.08)
+    assert thresholds(model) == before
+
+
 def test_scores_are_those_of_the_calibrated_model(make_subject, tiny_model) -> None:
     model = tiny_model("ham")
     subject = make_subject(model, SETTINGS, **TRAIN)

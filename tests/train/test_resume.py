@@ -41,6 +41,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "checkpoint_seconds": 0.05,
             "validation_every": 10,
             "validation_batches": 1,
+            "calibration_batches": 4,
             "log_every": 5,
         },
         "measure": None,
