@@ -53,6 +53,58 @@ def tile_pointers(
 
 
 @triton.jit
+def softmax_rows(
+    b_q,
+    page,
+    key_run,
+    value_run,
+    p_table,
+    token,
+    end,
+    o_n,
+    o_k,
+    o_v,
+    b_max,
+    b_sum,
+    b_o,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BN: tl.constexpr,
+    PAGE: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Add the tile at `token` to the running softmax of each row; returns the next tile's pages.
+
+    Full tiles come without masks: the compiler interleaves predicated loads with the sums before
+    them, until only two of eight are under way.
+    """
+    p_k = tile_pointers(page, key_run, token, o_n, o_k, K, PAGE, BN, ELEMENT)
+    p_v = tile_pointers(page, value_run, token, o_n, o_v, V, PAGE, BN, ELEMENT)
+    mask = token + o_n < end
+    mask_k, mask_v = (o_k < K)[None, :], (o_v < V)[None, :]
+    if MASKED:
+        mask_k, mask_v = mask[:, None] & mask_k, mask[:, None] & mask_v
+    b_k = tl.load(p_k, mask=mask_k, other=0.0) if MASKED or K != BK else tl.load(p_k)
+    b_v = tl.load(p_v, mask=mask_v, other=0.0) if MASKED or V != BV else tl.load(p_v)
+    # Asked for one tile ahead: keys would wait for their address otherwise.
+    page = pages_of(p_table, token + BN, end, o_n, PAGE, BN)
+    b_score = tl.sum(b_k.to(tl.float32) * b_q[None, :], 1)
+    if MASKED:
+        b_score = tl.where(mask, b_score, LOWEST)
+    b_new = tl.maximum(b_max, b_score)
+    b_fade = tl.exp2(b_max - b_new)
+    b_weight = tl.exp2(b_score - b_new)
+    if MASKED:
+        b_weight = tl.where(mask, b_weight, 0.0)
+    b_sum = b_sum * b_fade + b_weight
+    b_o = b_o * b_fade[:, None] + b_weight[:, None] * b_v.to(tl.float32)
+    return page, b_new, b_sum, b_o
+
+
+@triton.jit
 def finish_head(
     p_partial_o,
     p_partial_lm,
@@ -162,22 +214,55 @@ def attention_kernel(
     b_sum = tl.zeros([BN], tl.float32)
     b_o = tl.zeros([BN, BV], tl.float32)
     page = pages_of(p_table, first, end, o_n, PAGE, BN)
-    for token in tl.range(first, end, BN):
-        mask = token + o_n < end
-        p_k = tile_pointers(page, key_run, token, o_n, o_k, K, PAGE, BN, ELEMENT)
-        p_v = tile_pointers(page, value_run, token, o_n, o_v, V, PAGE, BN, ELEMENT)
-        b_k = tl.load(p_k, mask=mask[:, None] & (o_k < K)[None, :], other=0.0)
-        b_v = tl.load(p_v, mask=mask[:, None] & (o_v < V)[None, :], other=0.0)
-        # Asked for one tile ahead: keys would wait for their address otherwise.
-        page = pages_of(p_table, token + BN, end, o_n, PAGE, BN)
-        b_score = tl.sum(b_k.to(tl.float32) * b_q[None, :], 1)
-        b_score = tl.where(mask, b_score, LOWEST)
-        b_new = tl.maximum(b_max, b_score)
-        b_fade = tl.exp2(b_max - b_new)
-        b_weight = tl.where(mask, tl.exp2(b_score - b_new), 0.0)
-        b_sum = b_sum * b_fade + b_weight
-        b_o = b_o * b_fade[:, None] + b_weight[:, None] * b_v.to(tl.float32)
-        b_max = b_new
+    full = first + (end - first) // BN * BN
+    for token in tl.range(first, full, BN):
+        page, b_max, b_sum, b_o = softmax_rows(
+            b_q,
+            page,
+            key_run,
+            value_run,
+            p_table,
+            token,
+            end,
+            o_n,
+            o_k,
+            o_v,
+            b_max,
+            b_sum,
+            b_o,
+            K,
+            V,
+            BK,
+            BV,
+            BN,
+            PAGE,
+            ELEMENT,
+            False,
+        )
+    if full < end:
+        page, b_max, b_sum, b_o = softmax_rows(
+            b_q,
+            page,
+            key_run,
+            value_run,
+            p_table,
+            full,
+            end,
+            o_n,
+            o_k,
+            o_v,
+            b_max,
+            b_sum,
+            b_o,
+            K,
+            V,
+            BK,
+            BV,
+            BN,
+            PAGE,
+            ELEMENT,
+            True,
+        )
 
     highest = tl.max(b_max)
     b_fade = tl.exp2(b_max - highest)

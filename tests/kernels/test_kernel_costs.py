@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ham.kernels import gated_delta_rule, routed_attention, ssd
+from ham.kernels.decode import cost as decode_cost
 from ham.kernels.registry import Cost
 
 
@@ -96,3 +97,25 @@ def test_cached_attention() -> None:
     )
     # Eleven rows of 36 numbers and a position a sequence, and a count.
     assert cost == Cost(flops=2 * 10 * 3 * 24, bytes=2 * (11 * (36 * 4 + 8) + 8))
+
+
+def test_decode_step() -> None:
+    """B2 H4 K5 V7, W = 4, bfloat16, 33 cached tokens on pages of 16."""
+    sizes = {"heads": 4, "key_size": 5, "value_size": 7, "dtype": torch.bfloat16}
+    # 68 channels: 1 new and 6 old numbers each; 8 of decay and write, 28 of o; state of 140 floats
+    # read and written. Convolution 2 × 4 FLOPs a channel.
+    recurrent = decode_cost.recurrent_cost(batch=2, conv_size=4, **sizes)
+    assert recurrent == Cost(
+        flops=2 * (7 * 140 + 8 * 68), bytes=2 * ((68 * 7 + 8 + 28) * 2 + 2 * 140 * 4)
+    )
+    # 33 × 4 heads × 12 numbers, 3 pages.
+    attention = decode_cost.attention_cost(counts=33, page_tokens=16, **sizes)
+    assert attention == Cost(flops=2 * 1584, bytes=2 * 1584 + 24)
+    # One of two tokens appended: 48 numbers and a position; 8 gates a sequence.
+    mixer = decode_cost.mixer_cost(
+        batch=2, counts=33, conv_size=4, page_tokens=16, routed=1, **sizes
+    )
+    assert mixer == Cost(
+        flops=recurrent.flops + attention.flops,
+        bytes=recurrent.bytes + attention.bytes + 48 * 2 + 4 + 2 * 8 * 2,
+    )
