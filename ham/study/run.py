@@ -1,0 +1,375 @@
+"""The grid of the study: which runs there are, running them side by side, their rows.
+
+A run is one arm, filler, width and seed at one learning rate. Its rows stand in a file of its own
+with a manifest beside it; a run whose file is complete, from the same configuration and code, is
+not run again. A run that fails is a file of error rows, and the others go on.
+
+On a GPU `jobs` runs share it in one process: each has a stream of its own and only queues its
+graphs there, so that the small kernels of one run fill the gaps of another.
+
+Rows: experiment `mqar`; task `LENGTH/PAIRS`; metrics `accuracy` (n counts queries) and, per layer,
+`kv_fraction`, `routed_precision`, and the routed share of each class of tokens: `pairs_kept_fraction`
+(values), `keys_kept_fraction`, `queries_kept_fraction`, `filler_kept_fraction`. Training gives
+`final_loss_nats` and `train_step_ms`. The labels name filler, layout, width and learning rate. Runs
+that only choose a learning rate have experiment `mqar_tuning`.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ham.config import ArmConfig
+from ham.errors import CorruptFileError, HamError
+from ham.files import stable_hash
+from ham.job import used_providers
+from ham.report.manifest import manifest_path, write_manifest
+from ham.report.rows import Row, RowWriter, read_rows
+from ham.report.statistics import mean, wilson_interval
+from ham.study.config import Filler, MqarConfig
+from ham.study.data import FILLER, KEY, QUERY, VALUE, Examples, generator
+from ham.study.evaluation import SizeResult, evaluate_size, held_out
+from ham.study.model import RecallModel
+from ham.study.training import Trainer, TrainingData
+
+EXPERIMENT = "mqar"
+TUNING = "mqar_tuning"
+KEPT_METRICS = {
+    "pairs_kept_fraction": VALUE,
+    "keys_kept_fraction": KEY,
+    "queries_kept_fraction": QUERY,
+    "filler_kept_fraction": FILLER,
+}
+# Steps at the end whose mean loss is reported.
+LAST_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation."""
+
+    arm: ArmConfig
+    filler: Filler
+    width: int
+    seed: int
+    learning_rate: float
+    tuning: bool = False
+
+    @property
+    def name(self) -> str:
+        """Stem of its files."""
+        kind = "tune-" if self.tuning else ""
+        end = f"-lr{self.learning_rate:g}" if self.tuning else ""
+        return f"{kind}{self.arm.name}-{self.filler}-d{self.width}-s{self.seed}{end}"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all rows of one command share.
+
+    Attributes:
+        folder: Where the files go.
+        device_name: For readers; `device` is where torch computes.
+        manifest: Of the command.
+        codes: Fingerprint of the code behind each mixer.
+    """
+
+    config: MqarConfig
+    folder: Path
+    device: torch.device
+    device_name: str
+    manifest: dict[str, Any]
+    codes: dict[str, str]
+
+    def rows_path(self, run: Run) -> Path:
+        """The file of a run's rows."""
+        return self.folder / f"{run.name}.rows.jsonl"
+
+    def config_hash(self, run: Run) -> str:
+        """Hash of what a run depends on, apart from the code."""
+        config = self.config
+        return stable_hash(
+            {
+                "run": [run.arm.mixer, run.arm.options, run.filler, run.width, run.seed],
+                "learning_rate": run.learning_rate,
+                "layout": config.layout,
+                "model": [config.layers, config.heads, config.vocabulary_size, config.longest],
+                "train": config.train.model_dump(mode="json"),
+                "evaluate": config.evaluate.model_dump(mode="json"),
+                "device": self.device.type,
+            }
+        )
+
+    def finished(self, run: Run) -> list[Row] | None:
+        """The rows of a run that was completed earlier by the same code, or None."""
+        path = self.rows_path(run)
+        if not path.is_file():
+            return None
+        try:
+            rows = read_rows(path)
+        except CorruptFileError:
+            return None
+        wanted = (self.config_hash(run), self.codes[run.arm.mixer])
+        good = all(row.error is None for row in rows) and rows
+        return rows if good and (rows[0].config_hash, rows[0].code_fingerprint) == wanted else None
+
+
+class Grid:
+    """Runs of one command.
+
+    Args:
+        surroundings: Configuration, folder, device.
+        jobs: Runs side by side.
+        report: Called with one line about each finished run.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        jobs: int,
+        report: Callable[[str], None] = lambda line: None,
+    ):
+        self.surroundings, self.jobs, self.report = surroundings, jobs, report
+        self.failed = 0
+        self._data: dict[tuple[Filler, int], TrainingData] = {}
+        self._held_out: dict[tuple[str, str, str], Examples] = {}
+
+    def run(self) -> None:
+        """Choose learning rates where there is a choice, then run every reported seed."""
+        config = self.surroundings.config
+        cells = [
+            (arm, filler, width)
+            for filler in config.fillers
+            for width in config.widths
+            for arm in config.arms
+        ]
+        rates = self._choose_rates(cells)
+        self._run_all(
+            [
+                Run(arm, filler, width, seed, rates[arm.name, filler, width])
+                for filler in config.fillers
+                for seed in config.seeds
+                for width in config.widths
+                for arm in config.arms
+            ]
+        )
+
+    def _choose_rates(
+        self, cells: Sequence[tuple[ArmConfig, Filler, int]]
+    ) -> dict[tuple[str, str, int], float]:
+        """The learning rate of each arm, filler and width with the best accuracy in tuning."""
+        config = self.surroundings.config
+        if len(config.learning_rates) == 1:
+            return {(arm.name, f, width): config.learning_rates[0] for arm, f, width in cells}
+        runs = [
+            Run(arm, filler, width, config.tuning_seed, rate, tuning=True)
+            for arm, filler, width in cells
+            for rate in config.learning_rates
+        ]
+        best: dict[tuple[str, str, int], tuple[float, float]] = {}
+        for run, rows in zip(runs, self._run_all(runs), strict=True):
+            values = [r.value for r in rows if r.metric == "accuracy" and r.value is not None]
+            score = mean(values) if values else -1.0
+            key = (run.arm.name, run.filler, run.width)
+            best[key] = max(best.get(key, (-2.0, 0.0)), (score, run.learning_rate))
+        return {key: rate for key, (_, rate) in best.items()}
+
+    def _run_all(self, runs: Sequence[Run]) -> list[list[Row]]:
+        """Rows of every run in order; unfinished ones are run, `jobs` at a time."""
+        done = {run.name: self.surroundings.finished(run) for run in runs}
+        waiting = [run for run in runs if done[run.name] is None]
+        for run in runs:
+            if done[run.name] is not None:
+                self.report(f"{run.name}: finished earlier")
+        for start in range(0, len(waiting), self.jobs):
+            group = waiting[start : start + self.jobs]
+            for run, rows in zip(group, self._run_group(group), strict=True):
+                done[run.name] = rows
+        return [done[run.name] or [] for run in runs]
+
+    def _run_group(self, group: Sequence[Run]) -> list[list[Row]]:
+        """Train runs side by side, then evaluate one after another."""
+        begin = time.perf_counter()
+        trainers = [self._attempt(run, lambda run=run: self._trainer(run)) for run in group]
+        ready = time.perf_counter()
+        for _ in range(self.surroundings.config.train.steps):
+            for index, (run, trainer) in enumerate(zip(group, trainers, strict=True)):
+                if isinstance(trainer, Trainer):
+                    failure = self._attempt(run, trainer.advance)
+                    trainers[index] = trainer if failure is None else failure
+        losses = [
+            self._attempt(run, trainer.losses) if isinstance(trainer, Trainer) else trainer
+            for run, trainer in zip(group, trainers, strict=True)
+        ]
+        trained = time.perf_counter()
+        step_ms = 1e3 * (trained - ready) / self.surroundings.config.train.steps / len(group)
+        made = [
+            self._finish(run, trainer, loss, step_ms, len(group))
+            for run, trainer, loss in zip(group, trainers, losses, strict=True)
+        ]
+        self.report(
+            f"{len(group)} side by side: set up {ready - begin:.1f} s, trained "
+            f"{trained - ready:.1f} s ({step_ms:.2f} ms a step and run), evaluated "
+            f"{time.perf_counter() - trained:.1f} s"
+        )
+        return made
+
+    def _attempt(self, run: Run, work: Callable[[], Any]) -> Any:
+        """The result of `work`, or the message of what it raised; a defect is printed."""
+        try:
+            return work()
+        except Exception as error:
+            if not isinstance(error, HamError | ArithmeticError):
+                traceback.print_exc()
+            words = " ".join(str(error).split())
+            return _Failure(f"{type(error).__name__}: {words}"[:300])
+
+    def _trainer(self, run: Run) -> Trainer:
+        config, device = self.surroundings.config, self.surroundings.device
+        key = (run.filler, run.seed)
+        if key not in self._data:
+            # Arms of one seed are neighbours; batches of earlier seeds are not needed again.
+            while len(self._data) > 1:
+                self._data.pop(next(iter(self._data)))
+            self._data[key] = TrainingData(config, run.filler, run.seed, device)
+        torch.manual_seed(generator(torch.device("cpu"), "weights", run.seed).initial_seed())
+        model = RecallModel(config, run.arm, run.width).to(device)
+        trainer = Trainer(model, self._data[key], config.train, run.learning_rate)
+        trainer.start()
+        return trainer
+
+    def _finish(
+        self,
+        run: Run,
+        trainer: Trainer | _Failure,
+        losses: list[float] | _Failure,
+        step_ms: float,
+        together: int,
+    ) -> list[Row]:
+        """Evaluate, write the rows and their manifest."""
+        writer = self._writer(run, trainer.model if isinstance(trainer, Trainer) else None)
+        results: Any = losses
+        if isinstance(losses, list):
+            results = self._attempt(run, lambda: self._evaluate(run, trainer.model))
+        if isinstance(results, _Failure):
+            self.failed += 1
+            self._add_failure(writer, run, results.message)
+            self.report(f"{run.name}: failed: {results.message}")
+        else:
+            for result in results:
+                add_result(writer, run, self.surroundings.config, result)
+            self._add_training(writer, run, losses, step_ms, together)
+            words = ", ".join(f"{result.size} {result.accuracy:.3f}" for result in results)
+            self.report(f"{run.name}: loss {mean(losses[-LAST_STEPS:]):.3f}; {words}")
+        path = self.surroundings.rows_path(run)
+        write_manifest(manifest_path(path), self.surroundings.manifest)
+        writer.write(path)
+        return writer.rows
+
+    def _evaluate(self, run: Run, model: RecallModel) -> list[SizeResult]:
+        config = self.surroundings.config
+        purpose = "tuning" if run.tuning else "test"
+        results = []
+        for size in config.evaluate.sizes:
+            key = (run.filler, purpose, str(size))
+            if key not in self._held_out:
+                self._held_out[key] = held_out(
+                    config, size, run.filler, self.surroundings.device, purpose
+                )
+            examples = self._held_out[key]
+            results.append(evaluate_size(model, examples, size, config.evaluate.batch_size))
+        return results
+
+    def _writer(self, run: Run, model: RecallModel | None) -> RowWriter:
+        around = self.surroundings
+        return RowWriter(
+            model=run.arm.name,
+            mixer=run.arm.mixer,
+            parameters=None if model is None else model.count_parameters(),
+            seed=run.seed,
+            provider="torch" if model is None else used_providers(model),
+            launch_mode="cuda_graph" if around.device.type == "cuda" else "eager",
+            device=around.device_name,
+            config_hash=around.config_hash(run),
+            code_fingerprint=around.codes[run.arm.mixer],
+            manifest_id=around.manifest["manifest_id"],
+        )
+
+    def _add_failure(self, writer: RowWriter, run: Run, message: str) -> None:
+        for size in self.surroundings.config.evaluate.sizes:
+            writer.add(
+                TUNING if run.tuning else EXPERIMENT,
+                "accuracy",
+                None,
+                task=str(size),
+                x_name="pairs",
+                x_value=size.pairs,
+                labels=labels_of(run, self.surroundings.config),
+                error=message,
+            )
+
+    def _add_training(
+        self, writer: RowWriter, run: Run, losses: list[float], step_ms: float, together: int
+    ) -> None:
+        labels = labels_of(run, self.surroundings.config)
+        experiment = TUNING if run.tuning else EXPERIMENT
+        last = losses[-LAST_STEPS:]
+        writer.add(experiment, "final_loss_nats", mean(last), task="train", labels=labels)
+        labels = {**labels, "side_by_side": together}
+        writer.add(experiment, "train_step_ms", step_ms, task="train", labels=labels)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a run gave nothing."""
+
+    message: str
+
+
+def labels_of(run: Run, config: MqarConfig) -> dict[str, str | int | float]:
+    """The coordinates of a run's rows."""
+    return {
+        "filler": run.filler,
+        "layout": config.layout,
+        "width": run.width,
+        "learning_rate": run.learning_rate,
+    }
+
+
+def add_result(writer: RowWriter, run: Run, config: MqarConfig, result: SizeResult) -> None:
+    """The rows of one size."""
+    experiment = TUNING if run.tuning else EXPERIMENT
+    layers = sorted(result.routed)
+    shared = {
+        "task": str(result.size),
+        "x_name": "pairs",
+        "x_value": result.size.pairs,
+        "kv_fraction": result.kv_fraction,
+    }
+    labels = labels_of(run, config)
+    accuracy = wilson_interval(result.right, result.queries)
+    writer.add(
+        experiment,
+        "accuracy",
+        accuracy.value,
+        n=accuracy.n,
+        low=accuracy.low,
+        high=accuracy.high,
+        interval=accuracy.interval,
+        labels=labels,
+        **shared,
+    )
+    for layer in layers:
+        here = {**labels, "layer": layer}
+        numbers = {"kv_fraction": result.fraction(layer)}
+        numbers |= {name: result.kept(layer, kind) for name, kind in KEPT_METRICS.items()}
+        numbers["routed_precision"] = result.precision(layer)
+        for metric, value in numbers.items():
+            if value is not None:
+                writer.add(experiment, metric, value, labels=here, **shared)
