@@ -8,10 +8,11 @@ On a GPU `jobs` runs share it in one process: each has a stream of its own and o
 graphs there, so that the small kernels of one run fill the gaps of another.
 
 Rows: experiment `mqar`; task `LENGTH/PAIRS`; metrics `accuracy` (n counts queries) and, per layer,
-`kv_fraction`, `routed_precision`, and the routed share of each class of tokens: `pairs_kept_fraction`
-(values), `keys_kept_fraction`, `queries_kept_fraction`, `filler_kept_fraction`. Training gives
-`final_loss_nats` and `train_step_ms`. The labels name filler, layout, width and learning rate. Runs
-that only choose a learning rate have experiment `mqar_tuning`.
+`kv_fraction`, `routed_precision`, and the routed share of each class of tokens:
+`pairs_kept_fraction` (values), `keys_kept_fraction`, `queries_kept_fraction`,
+`filler_kept_fraction`. Training gives `final_loss_nats` and `train_step_ms`. The labels name
+filler, layout, width and learning rate. Runs that only choose a learning rate have experiment
+`mqar_tuning`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ham.config import ArmConfig
 from ham.errors import CorruptFileError, HamError
 from ham.files import stable_hash
 from ham.job import used_providers
+from ham.model.precision import precision_context
 from ham.report.manifest import manifest_path, write_manifest
 from ham.report.rows import Row, RowWriter, read_rows
 from ham.report.statistics import mean, wilson_interval
@@ -153,8 +155,8 @@ class Grid:
         self._run_all(
             [
                 Run(arm, filler, width, seed, rates[arm.name, filler, width])
-                for filler in config.fillers
                 for seed in config.seeds
+                for filler in config.fillers
                 for width in config.widths
                 for arm in config.arms
             ]
@@ -283,7 +285,8 @@ class Grid:
                     config, size, run.filler, self.surroundings.device, purpose
                 )
             examples = self._held_out[key]
-            results.append(evaluate_size(model, examples, size, config.evaluate.batch_size))
+            with precision_context(self.surroundings.device, config.train.precision):
+                results.append(evaluate_size(model, examples, size, config.evaluate.batch_size))
         return results
 
     def _writer(self, run: Run, model: RecallModel | None) -> RowWriter:

@@ -27,9 +27,6 @@ from ham.study.config import Filler, MqarConfig, MqarTrain
 from ham.study.data import Examples, draw_examples, generator, mixture_schedule
 from ham.study.model import RecallModel
 
-# Unmeasured runs of a step before its capture: kernels compile, the optimiser makes its state.
-WARM_UP = 2
-
 
 class TrainingData:
     """All batches of a run: `stores[i]` has those of size i, with a leading axis of steps.
@@ -95,7 +92,6 @@ class Trainer:
         self.losses_S = torch.full((settings.steps,), math.nan, device=device)
         self.step_index_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.batch_index_1 = [torch.zeros_like(self.step_index_1) for _ in data.stores]
-        self.realised: list[float] = []
         self._replay: list[Callable[[], None]] | None = None
         self._replay_cycle: Callable[[], None] | None = None
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -103,9 +99,13 @@ class Trainer:
     def start(self) -> None:
         """Set the thresholds' start and, on a GPU, capture every graph."""
         self.model.train()
+        if self.stream is not None:
+            # Weights and batches were made on another stream.
+            self.stream.wait_stream(torch.cuda.current_stream(self.model.device))
         with self._on_stream():
             if self.model.routes:
-                start_thresholds(self.model, self.data.calibration)
+                with self._precision():
+                    start_thresholds(self.model, self.data.calibration)
             if self.stream is not None:
                 self._capture()
 
@@ -130,7 +130,7 @@ class Trainer:
         )
         self.rate.copy_(self.rates_S.index_select(0, self.step_index_1)[0])
         self.optimiser.zero_grad(set_to_none=True)
-        with precision_context(self.model.device, self.settings.precision):
+        with self._precision():
             loss = self.model.loss(tokens_BT, queries_BP, answers_BP)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
@@ -138,6 +138,17 @@ class Trainer:
         self.losses_S.index_copy_(0, self.step_index_1, loss.detach().float().unsqueeze(0))
         self.step_index_1.add_(1)
         index_1.add_(1).remainder_(store.tokens_NT.shape[0])
+
+    def warm_up(self) -> None:
+        """Run every kind of work once, then put everything back to the start.
+
+        Before a capture kernels must be compiled, and the optimiser must have made its state.
+        """
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        for size in range(len(self.data.stores)):
+            self.step(size)
+        self.model.end_step()
+        self._restore(before)
 
     def losses(self) -> list[float]:
         """Training loss of every step so far; waits for the device.
@@ -157,19 +168,18 @@ class Trainer:
         if self.position % self.data.cycle == 0:
             (self._replay_cycle or self.model.end_step)()
         if self.position == self.freeze_position:
-            self.realised = calibrate(self.model, self.data.calibration)
+            with self._precision():
+                calibrate(self.model, self.data.calibration)
+
+    def _precision(self) -> AbstractContextManager:
+        return precision_context(self.model.device, self.settings.precision)
 
     def _on_stream(self) -> AbstractContextManager:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def _capture(self) -> None:
-        """Warm up, put everything back to the start, record the graphs."""
-        before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        for size in range(len(self.data.stores)):
-            for _ in range(WARM_UP):
-                self.step(size)
-        self.model.end_step()
-        self._restore(before)
+        """Record a graph for each size and one for the closed loop."""
+        self.warm_up()
         torch.cuda.synchronize(self.model.device)
         pool = torch.cuda.graph_pool_handle()
         self._replay = [
@@ -186,7 +196,7 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self, before: dict[str, Tensor]) -> None:
-        """Undo the warm-up in place: graphs will hold these addresses."""
+        """Undo the warm-up in place, because graphs will hold these addresses."""
         # `load_state_dict` would copy too, but its hooks make controllers ask for their start anew.
         for name, value in self.model.state_dict().items():
             value.copy_(before[name])
