@@ -29,6 +29,10 @@ class DeviceError(HamError):
     """The device asked for does not exist here or cannot do what was asked."""
 
 
+class RoutingError(HamError):
+    """Routing cannot decide: scores that are not numbers, or hints that a score needs."""
+
+
 class MissingDataError(HamError):
     """A file that an earlier stage or a download should have written is not there."""
 

@@ -6,34 +6,27 @@ head add the read-outs. Letters as in `ham.model.mixer`.
 
 The paper published no code. Choices that its readers do not report are ours: where the norms
 stand, rotary positions on the attention branch, and that the current token is visible to itself
-only if it was routed.
+only if it was routed. `ham.stores` has what else the attention branch may be made to see.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from ham.cache import INT32_BYTES, PAGE_TOKENS, PagedKVCache, grown_tokens
-from ham.config import Fraction, Positive, PositiveFloat
+from ham.config import Positive, PositiveFloat
 from ham.kernels.gated_delta_rule import (
     ScoredOutput,
     gated_delta_rule_scored,
     gated_delta_rule_step,
 )
-from ham.kernels.routed_attention import routed_attention, routed_attention_cached
-from ham.measure.cost import (
-    attention_flops,
-    causal_pairs,
-    conv_flops,
-    delta_rule_flops,
-    linear_flops,
-)
+from ham.measure.cost import conv_flops, delta_rule_flops, linear_flops
 from ham.model.blocks import (
     DecayAndWriteGates,
     RMSNorm,
@@ -47,47 +40,47 @@ from ham.model.mixer import (
     MixerOptions,
     MixerShape,
     MixerState,
+    RoutingHints,
     SequenceMixer,
     StateBytes,
 )
-from ham.routing import (
-    ReductionName,
-    ScoreName,
-    ThresholdController,
-    head_scores,
-    reduce_heads,
-)
+from ham.routing import ThresholdController, head_scores
+from ham.routing.controls import positions
+from ham.routing.options import RoutingOptions
+from ham.routing.router import Router, Routing
+from ham.stores import StoreCache, StoreOptions, make_store
 
 
-class HamOptions(MixerOptions):
-    """Options of the HAM layer.
+class HamOptions(StoreOptions, RoutingOptions):
+    """Options of the HAM layer, beside those of its routing and of what it keeps.
 
     Attributes:
-        score: Routing score, `cosine`, `committed` or `l2`.
-        reduction: How heads agree on one score per token.
-        target: Share of tokens to route to the cache.
-        gain: Step of the threshold's closed loop, in standard deviations of the score.
         rope: Rotary positions on the attention branch.
         rope_base: Base of their frequencies.
         conv_size: Width of the short convolution on q, k and v.
     """
 
-    score: ScoreName = "cosine"
-    reduction: ReductionName = "min"
-    target: Fraction = Field(default=0.25)
-    gain: PositiveFloat = 0.1
     rope: bool = True
     rope_base: PositiveFloat = 10_000.0
     conv_size: Positive = 4
 
+    @model_validator(mode="after")
+    def _score_fits_the_budget(self) -> HamOptions:
+        if self.score == "recency" and self.budget != "bounded":
+            raise ValueError(
+                "score 'recency' grows with the position, so no threshold holds a share of it; it "
+                f"is legal with budget 'bounded' only, not {self.budget!r}"
+            )
+        return self
+
 
 @dataclass
 class HamState(MixerState):
-    """Recurrent state of every token, convolution inputs, and the cache of routed tokens."""
+    """Recurrent state of every token, convolution inputs, and the cache of the tokens kept."""
 
     recurrent_BHKV: Tensor
     history_BWC: Tensor
-    cache: PagedKVCache
+    cache: StoreCache
     position: int = 0
 
     def tensors(self) -> dict[str, list[Tensor]]:
@@ -113,6 +106,7 @@ class _Projected:
     recurrent_k_BTHK: Tensor
     attention_q_BTHK: Tensor
     attention_k_BTHK: Tensor
+    attention_v_BTHV: Tensor
     v_BTHV: Tensor
     log_decay_BTH: Tensor
     beta_BTH: Tensor
@@ -126,6 +120,7 @@ class HamMixer(SequenceMixer):
     title: ClassVar[str] = "HAM"
     paper: ClassVar[str] = "Lufkin et al. 2026, arXiv 2603.22325"
     routes: ClassVar[bool] = True
+    uses_hints: ClassVar[bool] = True
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule", "routed_attention")
 
     def __init__(self, shape: MixerShape, options: HamOptions):
@@ -141,25 +136,47 @@ class HamMixer(SequenceMixer):
             if options.rope
             else None
         )
-        self.controller = ThresholdController(options.target, options.gain)
+        self.router = Router(shape, options)
+        self.store = make_store(
+            options, heads, head_dim, self.router.per_head, provider=shape.kernels
+        )
         self.recurrent_norm = RMSNorm(head_dim)
         self.attention_norm = RMSNorm(head_dim)
         self.branch_gates = nn.Linear(width, 2 * heads, bias=True)
         nn.init.zeros_(self.branch_gates.bias)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+    @property
+    def controller(self) -> ThresholdController:
+        """The threshold of this layer."""
+        return self.router.controller
+
+    def forward(self, x_BTD: Tensor, hints: RoutingHints | None = None) -> tuple[Tensor, MixerAux]:
         """Mix a whole sequence from an empty memory."""
         projected = self._project(x_BTD)
         memory = self._recur(projected)
-        routed_BT = self.controller.route(memory.score_BT)
-        attended_BTHV = self._attend(projected, routed_BT)
+        routing = self.router(x_BTD, self._state_score(memory, projected), 0, hints)
+        attended_BTHV, kept = self.store.attend(
+            projected.attention_q_BTHK,
+            projected.attention_k_BTHK,
+            projected.attention_v_BTHV,
+            routing.score,
+            routing.routed,
+            routing.graded_BT,
+        )
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
-        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=memory.score_BT)
+        return y_BTD, routing.aux(kept)
 
-    def score(self, x_BTD: Tensor) -> Tensor:
-        """Routing score of every token of a sequence read from an empty memory, `score_BT`."""
-        return self._recur(self._project(x_BTD)).score_BT
+    def score(self, x_BTD: Tensor, hints: RoutingHints | None = None) -> Tensor:
+        """Routing score of every token of a sequence read from an empty memory.
+
+        Returns:
+            `score_BT`, or `score_BTH` where every head decides alone; detached.
+        """
+        projected = self._project(x_BTD)
+        score = self._state_score(self._recur(projected), projected)
+        position_BT = positions(0, x_BTD.shape[1], x_BTD.device)
+        return self.router.score(x_BTD, score, position_BT, hints).detach()
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> HamState:
         """Empty memories for a batch."""
@@ -168,30 +185,25 @@ class HamMixer(SequenceMixer):
         return HamState(
             torch.zeros(batch_size, heads, head_dim, head_dim, device=device, dtype=wide),
             self.conv.init_history(batch_size, device, dtype),
-            PagedKVCache(batch_size, heads, head_dim, torch.empty(0, device=device, dtype=dtype)),
+            self.store.init_cache(batch_size, device, dtype),
         )
 
-    def prefill(self, x_BTD: Tensor, state: HamState) -> tuple[Tensor, MixerAux]:
+    def prefill(
+        self, x_BTD: Tensor, state: HamState, hints: RoutingHints | None = None
+    ) -> tuple[Tensor, MixerAux]:
         """Continue from `state` with T tokens at once and update it."""
         projected = self._project(x_BTD, state.history_BWC, state.position)
         memory = self._recur(projected, state.recurrent_BHKV)
-        routed_BT = self.controller.route(memory.score_BT)
-        start, length = state.position, x_BTD.shape[1]
-        state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, start)
-        if start == 0:
-            attended_BTHV = self._attend(projected, routed_BT)
-        else:
-            positions_BT = torch.arange(start, start + length, device=x_BTD.device)
-            attended_BTHV = self._attend_cache(
-                projected.attention_q_BTHK, state, positions_BT.expand(x_BTD.shape[0], -1)
-            )
+        score_BTH = self._state_score(memory, projected)
+        routing = self.router(x_BTD, score_BTH, state.position, hints)
+        attended_BTHV, kept = self._attend_cached(projected, routing, state)
         state.recurrent_BHKV = memory.final_state_BHKV
         state.history_BWC = projected.history_BWC
-        state.position += length
+        state.position += x_BTD.shape[1]
         y_BTD = self._combine(x_BTD, memory.o_BTHV, attended_BTHV)
-        return y_BTD, MixerAux(routed_BT=routed_BT, score_BT=memory.score_BT)
+        return y_BTD, routing.aux(kept)
 
-    def step(self, x_BD: Tensor, state: HamState) -> Tensor:
+    def step(self, x_BD: Tensor, state: HamState, hints: RoutingHints | None = None) -> Tensor:
         """Continue from `state` with one token and update it."""
         x_BTD = x_BD[:, None]
         projected = self._project(x_BTD, state.history_BWC, state.position)
@@ -203,44 +215,37 @@ class HamMixer(SequenceMixer):
             projected.beta_BTH[:, 0],
             state.recurrent_BHKV,
         )
-        routed_BT = self.controller.route(self._score(prediction_BHV[:, None], projected))
-        state.cache.append(projected.attention_k_BTHK, projected.v_BTHV, routed_BT, state.position)
-        positions_BT = torch.full((x_BD.shape[0], 1), state.position, device=x_BD.device)
-        attended_BTHV = self._attend_cache(projected.attention_q_BTHK, state, positions_BT)
+        score_BTH = self._score_of_prediction(prediction_BHV[:, None], projected)
+        routing = self.router(x_BTD, score_BTH, state.position, hints)
+        attended_BTHV, _ = self._attend_cached(projected, routing, state)
         state.history_BWC = projected.history_BWC
         state.position += 1
         return self._combine(x_BTD, o_BHV[:, None], attended_BTHV)[:, 0]
 
     def end_step(self) -> None:
-        """Let the threshold follow what the optimiser step observed."""
+        """Let the threshold follow what the optimiser step observed, for a layer used alone."""
         self.controller.end_step()
 
     def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
         """FLOPs of one forward pass; every query attends, only keys are thinned."""
-        pairs = kv_fraction * causal_pairs(context)
-        return self._token_flops(context) + self._attention_flops(pairs)
+        return self._token_flops(context) + self.store.forward_flops(context, kv_fraction)
 
     def decode_flops(self, position: int, kv_fraction: float = 1.0) -> float:
         """FLOPs of one decode step with `position` tokens already read."""
-        return self._token_flops(1) + self._attention_flops(kv_fraction * (position + 1))
+        return self._token_flops(1) + self.store.decode_flops(position, kv_fraction)
 
     def state_bytes(
         self, position: int, kv_fraction: float = 1.0, element_size: int = 2
     ) -> StateBytes:
         """Declared bytes of one sequence's memories after `position` tokens."""
-        routed = round(position * kv_fraction)
-        slots = grown_tokens(routed, PAGE_TOKENS)
-        pair = 2 * self.shape.width * element_size
-        table = (slots // PAGE_TOKENS + 1) * INT32_BYTES
         recurrent = self.shape.width * self.shape.head_dim * (8 if element_size == 8 else 4)
         conv = (self.options.conv_size - 1) * 3 * self.shape.width * element_size
-        return StateBytes(
-            kv=routed * pair,
-            positions=routed * INT32_BYTES,
-            page_table=table,
+        cache = self.store.state_bytes(position, kv_fraction, element_size)
+        return dataclasses.replace(
+            cache,
             recurrent=recurrent,
             conv=conv,
-            allocated=slots * (pair + INT32_BYTES) + table + recurrent + conv,
+            allocated=cache.allocated + recurrent + conv,
         )
 
     def _token_flops(self, tokens: int) -> float:
@@ -250,10 +255,6 @@ class HamMixer(SequenceMixer):
             + conv_flops(tokens, 3 * width, self.options.conv_size)
             + delta_rule_flops(tokens, heads, head_dim, head_dim)
         )
-
-    def _attention_flops(self, pairs: float) -> float:
-        head_dim = self.shape.head_dim
-        return attention_flops(pairs, self.shape.heads, head_dim, head_dim)
 
     def _project(
         self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int = 0
@@ -267,12 +268,14 @@ class HamMixer(SequenceMixer):
             attention_q_BTHK = self.rotary(attention_q_BTHK, start)
             attention_k_BTHK = self.rotary(attention_k_BTHK, start)
         log_decay_BTH, beta_BTH = self.gates(x_BTD)
+        v_BTHV = F.silu(v_BTHV)
         return _Projected(
             recurrent_q_BTHK=unit_vectors(F.silu(q_BTHK)),
             recurrent_k_BTHK=unit_vectors(F.silu(k_BTHK)),
             attention_q_BTHK=attention_q_BTHK,
             attention_k_BTHK=attention_k_BTHK,
-            v_BTHV=F.silu(v_BTHV),
+            attention_v_BTHV=self.attention_norm(v_BTHV) if self._has_sink else v_BTHV,
+            v_BTHV=v_BTHV,
             log_decay_BTH=log_decay_BTH,
             beta_BTH=beta_BTH,
             history_BWC=history_BWC,
@@ -285,43 +288,52 @@ class HamMixer(SequenceMixer):
             projected.v_BTHV,
             projected.log_decay_BTH,
             projected.beta_BTH,
-            score=self.options.score,
-            reduction=self.options.reduction,
+            score=self.router.kernel_score,
             initial_state_BHKV=state_BHKV,
             provider=self.shape.kernels,
         )
 
-    def _attend(self, projected: _Projected, routed_BT: Tensor) -> Tensor:
-        return routed_attention(
+    def _state_score(self, memory: ScoredOutput, projected: _Projected) -> Tensor | None:
+        """`score_BTH` from what the recurrence gave; None where routing needs none of it."""
+        if memory.score_BTH is None:
+            return None
+        return self.router.state_score(memory.score_BTH, projected.v_BTHV, projected.beta_BTH)
+
+    def _score_of_prediction(self, prediction_BTHV: Tensor, projected: _Projected) -> Tensor | None:
+        """The same from the predictions themselves."""
+        if self.router.kernel_score is None:
+            return None
+        name = self.options.score
+        return head_scores(name, prediction_BTHV, projected.v_BTHV, projected.beta_BTH)
+
+    def _attend_cached(
+        self, projected: _Projected, routing: Routing, state: HamState
+    ) -> tuple[Tensor, Tensor]:
+        return self.store.attend_cached(
             projected.attention_q_BTHK,
             projected.attention_k_BTHK,
-            projected.v_BTHV,
-            routed_BT,
-            provider=self.shape.kernels,
-        )
-
-    def _score(self, prediction_BTHV: Tensor, projected: _Projected) -> Tensor:
-        score_BTH = head_scores(
-            self.options.score, prediction_BTHV, projected.v_BTHV, projected.beta_BTH
-        )
-        return reduce_heads(score_BTH, self.options.reduction)
-
-    def _attend_cache(self, q_BTHK: Tensor, state: HamState, positions_BT: Tensor) -> Tensor:
-        packed = state.cache.packed()
-        return routed_attention_cached(
-            q_BTHK,
-            packed.k_BNHK,
-            packed.v_BNHV,
-            packed.positions_BN,
-            packed.counts_B,
-            positions_BT,
+            projected.attention_v_BTHV,
+            routing.score,
+            routing.routed,
+            state.cache,
+            state.position,
         )
 
     def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
         """Norm each branch per head, gate it from the input, add, project (Eq. 12-13)."""
         recurrent_gate_BTH, attention_gate_BTH = self.branch_gates(x_BTD).sigmoid().chunk(2, dim=-1)
         dtype = x_BTD.dtype
-        mixed_BTHV = recurrent_gate_BTH[..., None] * self.recurrent_norm(
-            recurrent_BTHV.to(dtype)
-        ) + attention_gate_BTH[..., None] * self.attention_norm(attended_BTHV.to(dtype))
+        recurrent_BTHV = self.recurrent_norm(recurrent_BTHV.to(dtype))
+        attended_BTHV = attended_BTHV.to(dtype)
+        if not self._has_sink:
+            attended_BTHV = self.attention_norm(attended_BTHV)
+        mixed_BTHV = (
+            recurrent_gate_BTH[..., None] * recurrent_BTHV
+            + attention_gate_BTH[..., None] * attended_BTHV
+        )
         return self.out(mixed_BTHV.flatten(-2))
+
+    @property
+    def _has_sink(self) -> bool:
+        """With a sink the attention norm stands on the values: norm(c o) = norm(o) undoes it."""
+        return self.options.sink != "none"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from ham.kernels.gated_delta_rule import gated_delta_rule
 from ham.layer import HamMixer, HamOptions
 from ham.model.mixer import MixerShape
+from ham.routing import reduce_heads
 
 
 def make_layer(**options) -> HamMixer:
@@ -54,7 +55,7 @@ def test_target_one_is_full_attention_once_the_gates_are_overridden() -> None:
     torch.testing.assert_close(layer(x_BTD)[0], expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("score", ["cosine", "committed", "l2"])
+@pytest.mark.parametrize("score", ["cosine", "committed", "l2", "post_update"])
 @pytest.mark.parametrize("reduction", ["min", "mean", "max"])
 def test_the_score_uses_the_state_before_the_token(score, reduction) -> None:
     layer, x_BTD = make_layer(score=score, reduction=reduction).eval(), make_input()
@@ -70,9 +71,8 @@ def test_the_score_uses_the_state_before_the_token(score, reduction) -> None:
     ).o_BTHV
     prediction = torch.zeros_like(parts.v_BTHV)
     prediction[:, 1:] = shifted[:, :-1] * parts.log_decay_BTH[:, 1:, :, None].exp()
-    torch.testing.assert_close(
-        layer.score(x_BTD), layer._score(prediction, parts), rtol=1e-9, atol=1e-9
-    )
+    expected = reduce_heads(layer._score_of_prediction(prediction, parts), reduction)
+    torch.testing.assert_close(layer.score(x_BTD), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_raising_the_threshold_never_routes_more() -> None:

@@ -19,9 +19,18 @@ from torch import Tensor, nn
 from ham.errors import ConfigError
 from ham.measure.cost import linear_flops
 from ham.model.blocks import RMSNorm, SwiGLU
-from ham.model.mixer import MixerAux, MixerShape, MixerState, SequenceMixer, StateBytes
+from ham.model.mixer import (
+    MixerAux,
+    MixerShape,
+    MixerState,
+    RoutingHints,
+    SequenceMixer,
+    StateBytes,
+)
 from ham.model.precision import cache_dtype
 from ham.model.registry import mixer_class, parse_options
+from ham.routing import ThresholdController, follow, raise_on_bad_scores
+from ham.routing.router import UnigramSurprise
 
 EMBEDDING_MULTIPLE = 64
 """The vocabulary is padded to this many rows, so that matrix units see aligned sizes."""
@@ -84,9 +93,8 @@ class DecoderOutput:
 
     def kv_fraction_per_layer(self) -> list[float]:
         """Realised share of routed tokens in each layer that routes."""
-        return [
-            float(aux.routed_BT.float().mean()) for aux in self.aux if aux.routed_BT is not None
-        ]
+        shares = [aux.kept_share_BT() for aux in self.aux]
+        return [float(share_BT.mean()) for share_BT in shares if share_BT is not None]
 
     def kv_fraction(self) -> float | None:
         """Mean over the routing layers; None if none routes."""
@@ -125,19 +133,25 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, mlp_width)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+    def forward(self, x_BTD: Tensor, hints: RoutingHints | None = None) -> tuple[Tensor, MixerAux]:
         """Whole sequence from an empty memory."""
-        y_BTD, aux = self.mixer(self.mixer_norm(x_BTD))
+        y_BTD, aux = self.mixer(self.mixer_norm(x_BTD), **self._told(hints))
         return self._finish(x_BTD + y_BTD), aux
 
-    def prefill(self, x_BTD: Tensor, state: MixerState) -> tuple[Tensor, MixerAux]:
+    def prefill(
+        self, x_BTD: Tensor, state: MixerState, hints: RoutingHints | None = None
+    ) -> tuple[Tensor, MixerAux]:
         """T tokens continuing from `state`."""
-        y_BTD, aux = self.mixer.prefill(self.mixer_norm(x_BTD), state)
+        y_BTD, aux = self.mixer.prefill(self.mixer_norm(x_BTD), state, **self._told(hints))
         return self._finish(x_BTD + y_BTD), aux
 
-    def step(self, x_BD: Tensor, state: MixerState) -> Tensor:
+    def step(self, x_BD: Tensor, state: MixerState, hints: RoutingHints | None = None) -> Tensor:
         """One token continuing from `state`."""
-        return self._finish(x_BD + self.mixer.step(self.mixer_norm(x_BD), state))
+        y_BD = self.mixer.step(self.mixer_norm(x_BD), state, **self._told(hints))
+        return self._finish(x_BD + y_BD)
+
+    def _told(self, hints: RoutingHints | None) -> dict[str, RoutingHints | None]:
+        return {"hints": hints} if self.mixer.uses_hints else {}
 
     def _finish(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.mlp_norm(x))
@@ -166,6 +180,7 @@ class DecoderLM(nn.Module):
                 config.layers,
                 config.max_positions,
                 config.kernels,
+                config.vocabulary_size,
             )
             self.blocks.append(Block(config.width, config.mlp_width, cls(shape, options)))
         self.final_norm = RMSNorm(config.width)
@@ -181,19 +196,32 @@ class DecoderLM(nn.Module):
         """Whether any layer routes tokens by a threshold."""
         return any(block.mixer.routes for block in self.blocks)
 
-    def forward(self, tokens_BT: Tensor) -> DecoderOutput:
-        """Logits of the next token at every position, each sequence read from its start."""
+    @property
+    def controllers(self) -> list[ThresholdController]:
+        """The thresholds of the layers that route, from the bottom up."""
+        mixers = [block.mixer for block in self.blocks]
+        return [mixer.controller for mixer in mixers if mixer.controller is not None]
+
+    def forward(self, tokens_BT: Tensor, wanted_BT: Tensor | None = None) -> DecoderOutput:
+        """Logits of the next token at every position, each sequence read from its start.
+
+        Args:
+            tokens_BT: Token ids.
+            wanted_BT: Boolean; for an oracle router, which tokens a later question asks for.
+        """
         self._check_length(tokens_BT.shape[1])
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD, hints = self.embedding(tokens_BT), RoutingHints(tokens_BT, wanted_BT)
         reports = []
         for block in self.blocks:
-            x_BTD, aux = block(x_BTD)
+            x_BTD, aux = block(x_BTD, hints)
             reports.append(aux)
         return DecoderOutput(self._logits(x_BTD), reports)
 
-    def loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, DecoderOutput]:
+    def loss(
+        self, inputs_BT: Tensor, targets_BT: Tensor, wanted_BT: Tensor | None = None
+    ) -> tuple[Tensor, DecoderOutput]:
         """Mean cross-entropy in nats per token, plus the auxiliary losses of the mixers."""
-        output = self(inputs_BT)
+        output = self(inputs_BT, wanted_BT)
         logits = output.logits_BTV.flatten(0, 1).float()
         loss = F.cross_entropy(logits, targets_BT.flatten())
         for aux in output.aux:
@@ -208,30 +236,63 @@ class DecoderLM(nn.Module):
             [block.mixer.init_state(batch_size, self.device, dtype) for block in self.blocks]
         )
 
-    def prefill(self, tokens_BT: Tensor, state: DecoderState) -> DecoderOutput:
+    def prefill(
+        self, tokens_BT: Tensor, state: DecoderState, wanted_BT: Tensor | None = None
+    ) -> DecoderOutput:
         """Read T tokens at once, continuing from `state`, which is updated."""
         self._check_length(state.position + tokens_BT.shape[1])
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD, hints = self.embedding(tokens_BT), RoutingHints(tokens_BT, wanted_BT)
         reports = []
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
-            x_BTD, aux = block.prefill(x_BTD, layer_state)
+            x_BTD, aux = block.prefill(x_BTD, layer_state, hints)
             reports.append(aux)
         state.position += tokens_BT.shape[1]
         return DecoderOutput(self._logits(x_BTD), reports)
 
-    def step(self, tokens_B: Tensor, state: DecoderState) -> Tensor:
+    def step(self, tokens_B: Tensor, state: DecoderState, wanted_B: Tensor | None = None) -> Tensor:
         """Read one token per sequence; returns `logits_BV` of the next one."""
         self._check_length(state.position + 1)
         x_BD = self.embedding(tokens_B)
+        hints = RoutingHints(tokens_B[:, None], None if wanted_B is None else wanted_B[:, None])
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
-            x_BD = block.step(x_BD, layer_state)
+            x_BD = block.step(x_BD, layer_state, hints)
         state.position += 1
         return self._logits(x_BD)
 
     def end_step(self) -> None:
-        """Called once after each optimiser step."""
+        """Called once after each optimiser step: thresholds follow what they observed."""
+        follow(self.controllers)
         for block in self.blocks:
-            block.mixer.end_step()
+            if block.mixer.controller is None:
+                block.mixer.end_step()
+
+    def check_scores(self) -> None:
+        """Raise if a routing score was NaN or infinite since the last call; one device sync.
+
+        Raises:
+            RoutingError: Names each layer and score, and how many.
+        """
+        raise_on_bad_scores(self.controllers)
+
+    @property
+    def needs_unigram_counts(self) -> bool:
+        """Whether a router must be told how often each token occurs in the training text."""
+        return bool(self._unigram_tables())
+
+    def set_unigram_counts(self, counts_V: Tensor) -> None:
+        """Tell lexical routers how often each token id occurs in the training text.
+
+        Args:
+            counts_V: One count for each of `vocabulary_size` ids.
+
+        Raises:
+            ValueError: If there is another number of counts.
+        """
+        for table in self._unigram_tables():
+            table.set_counts(counts_V.to(self.device))
+
+    def _unigram_tables(self) -> list[UnigramSurprise]:
+        return [module for module in self.modules() if isinstance(module, UnigramSurprise)]
 
     def count_parameters(self) -> int:
         """Trained parameters, the embedding counted once."""

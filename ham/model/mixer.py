@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ham.config import Strict
+
+if TYPE_CHECKING:
+    from ham.routing import ThresholdController
 
 
 class MixerOptions(Strict):
@@ -35,6 +38,7 @@ class MixerShape:
         layers: Number of layers.
         max_positions: Longest sequence the mixer may be asked to read.
         kernels: Provider of the operations in `kernels/`, or `auto`.
+        vocabulary_size: Number of token ids; 0 where the mixer is used without a vocabulary.
     """
 
     width: int
@@ -43,6 +47,7 @@ class MixerShape:
     layers: int = 1
     max_positions: int = 8192
     kernels: str = "auto"
+    vocabulary_size: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -51,18 +56,45 @@ class MixerShape:
 
 
 @dataclass
+class RoutingHints:
+    """What a mixer may know of its tokens besides their vectors.
+
+    Attributes:
+        tokens_BT: Int64 token ids.
+        wanted_BT: Boolean; which tokens a later question will ask for. None outside recall tasks.
+    """
+
+    tokens_BT: Tensor
+    wanted_BT: Tensor | None = None
+
+
+@dataclass
 class MixerAux:
     """What a mixer reports besides its output.
 
     Attributes:
-        routed_BT: Boolean; which tokens entered the KV cache. None where that is not a choice.
+        routed_BT: Boolean; which tokens entered the KV cache that the heads share. None where that
+            is not a choice, or where every head has a cache of its own.
         score_BT: Float32 routing score, detached; a token is routed if its score >= threshold.
         loss: Scalar auxiliary loss to add to the task loss, or None.
+        routed_BTH: Boolean; the same for every head, where each decides alone.
+        score_BTH: Float32 score of every head, where each decides alone.
     """
 
     routed_BT: Tensor | None = None
     score_BT: Tensor | None = None
     loss: Tensor | None = None
+    routed_BTH: Tensor | None = None
+    score_BTH: Tensor | None = None
+
+    def kept_share_BT(self) -> Tensor | None:
+        """Float32 share of the layer's caches that keep each token; None if it does not route.
+
+        0 or 1 where the heads share one cache.
+        """
+        if self.routed_BTH is not None:
+            return self.routed_BTH.float().mean(-1)
+        return None if self.routed_BT is None else self.routed_BT.float()
 
 
 class MixerState(ABC):
@@ -123,8 +155,12 @@ class SequenceMixer(nn.Module, ABC):
         Options: The pydantic class of its options.
         title: Name for tables and figures.
         paper: Where it is described.
-        routes: Whether tokens are routed to the cache by a threshold.
+        routes: Whether it chooses which tokens enter its cache; it then has a `controller`.
+        uses_hints: Whether forward, prefill and step take the keyword `hints: RoutingHints`.
         operations: Operations of `kernels/` that it calls with `provider=shape.kernels`.
+
+    Attributes:
+        controller: The threshold of a mixer that routes by one, else None.
     """
 
     Options: ClassVar[type[MixerOptions]] = MixerOptions
@@ -132,6 +168,8 @@ class SequenceMixer(nn.Module, ABC):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     routes: ClassVar[bool] = False
+    uses_hints: ClassVar[bool] = False
+    controller: ThresholdController | None = None
     operations: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, shape: MixerShape, options: MixerOptions):
@@ -180,4 +218,7 @@ class SequenceMixer(nn.Module, ABC):
         """
 
     def end_step(self) -> None:
-        """Called once after each optimiser step; a controlled mixer updates its threshold here."""
+        """Called once after each optimiser step, unless there is a `controller`.
+
+        A model moves the thresholds of all its layers together, by `ham.routing.follow`.
+        """

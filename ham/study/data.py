@@ -17,6 +17,7 @@ seed gives the same examples on the same kind of device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,11 @@ class Examples:
         """Boolean; the value positions, which an oracle would keep."""
         return self.classes_NT == VALUE
 
-    def map(self, change) -> Examples:
+    def each(self) -> list[Examples]:
+        """One for each entry of the leading axis."""
+        return [self.map(lambda x, i=i: x[i]) for i in range(len(self.tokens_NT))]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Examples:
         """The same examples with `change` applied to every tensor."""
         return Examples(
             change(self.tokens_NT),

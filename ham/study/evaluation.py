@@ -26,15 +26,16 @@ class SizeResult:
         class_tokens: Tokens of each of `CLASSES`.
         cached: Share of tokens in the KV cache of a model that does not route, by what its layers
             declare; None where that is nothing.
-        routed: For each routing layer, the routed tokens of each of `CLASSES`.
+        routed: For each routing layer, the routed tokens of each of `CLASSES`; where every head has
+            a cache of its own, a token counts by the share of caches that keep it.
     """
 
     size: Size
     right: int
     queries: int
-    class_tokens: list[int]
+    class_tokens: list[float]
     cached: float | None = None
-    routed: dict[int, list[int]] = field(default_factory=dict)
+    routed: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -86,23 +87,24 @@ def held_out(
 def evaluate_size(model: RecallModel, examples: Examples, size: Size, batch: int) -> SizeResult:
     """Answer every query; waits for the device once."""
     model.eval()
-    right = torch.zeros((), dtype=torch.int64, device=model.device)
+    right = torch.zeros((), dtype=torch.float64, device=model.device)
     routed: dict[int, Tensor] = {}
     class_tokens = _count_classes(examples.classes_NT)
     for start in range(0, len(examples.tokens_NT), batch):
         part = examples.map(lambda x, start=start: x[start : start + batch])
-        logits_BPC, reports = model(part.tokens_NT, part.queries_NP)
+        logits_BPC, reports = model(part)
         right += (logits_BPC.argmax(dim=-1) == part.answers_NP).sum()
         for layer, aux in enumerate(reports):
-            if aux.routed_BT is not None:
-                counts = _count_classes(part.classes_NT, aux.routed_BT)
+            kept_BT = aux.kept_share_BT()
+            if kept_BT is not None:
+                counts = _count_classes(part.classes_NT, kept_BT)
                 routed[layer] = routed.get(layer, 0) + counts
     numbers = torch.cat([right[None], class_tokens, *routed.values()]).tolist()
     per_class = len(CLASSES)
     lists = [numbers[i : i + per_class] for i in range(1, len(numbers), per_class)]
     return SizeResult(
         size,
-        numbers[0],
+        round(numbers[0]),
         examples.answers_NP.numel(),
         lists[0],
         declared_kv_fraction(model, size.length),
@@ -118,10 +120,9 @@ def declared_kv_fraction(model: RecallModel, length: int) -> float | None:
     return held / whole if held else None
 
 
-def _count_classes(classes_NT: Tensor, chosen_NT: Tensor | None = None) -> Tensor:
-    """Tokens of each class, of those chosen, int64 `[len(CLASSES)]`."""
-    kinds = range(len(CLASSES))
-    marks = [classes_NT == kind for kind in kinds]
-    if chosen_NT is not None:
-        marks = [mark_NT & chosen_NT for mark_NT in marks]
-    return torch.stack([mark_NT.sum() for mark_NT in marks])
+def _count_classes(classes_NT: Tensor, kept_NT: Tensor | None = None) -> Tensor:
+    """Tokens of each class, weighted by the share of caches that keep them; float64."""
+    weights_NT = 1 if kept_NT is None else kept_NT.double()
+    return torch.stack(
+        [((classes_NT == kind) * weights_NT).sum().double() for kind in range(len(CLASSES))]
+    )

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ham.config import ArmConfig
 from ham.model.blocks import RMSNorm
-from ham.model.mixer import MixerAux, MixerShape, SequenceMixer
+from ham.model.mixer import MixerAux, MixerShape, RoutingHints, SequenceMixer
 from ham.model.registry import mixer_class, parse_options
+from ham.routing import ThresholdController, follow
 from ham.study.config import MqarConfig
+from ham.study.data import Examples
 
 EMBEDDING_STD = 0.02
 
@@ -28,9 +30,10 @@ class RecallBlock(nn.Module):
         self.mixer_norm = RMSNorm(width)
         self.mixer = mixer
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
+    def forward(self, x_BTD: Tensor, hints: RoutingHints | None = None) -> tuple[Tensor, MixerAux]:
         """The residual stream after this layer, and the mixer's report."""
-        y_BTD, aux = self.mixer(self.mixer_norm(x_BTD))
+        told = {"hints": hints} if self.mixer.uses_hints else {}
+        y_BTD, aux = self.mixer(self.mixer_norm(x_BTD), **told)
         return x_BTD + y_BTD, aux
 
 
@@ -57,6 +60,7 @@ class RecallModel(nn.Module):
                         layers=config.layers,
                         max_positions=config.longest,
                         kernels=kernels,
+                        vocabulary_size=config.vocabulary_size,
                     ),
                     options,
                 ),
@@ -71,29 +75,31 @@ class RecallModel(nn.Module):
         return self.embedding.weight.device
 
     @property
-    def routes(self) -> bool:
-        """Whether any layer routes tokens by a threshold."""
-        return any(block.mixer.routes for block in self.blocks)
+    def controllers(self) -> list[ThresholdController]:
+        """The thresholds of the layers that route, from the bottom up."""
+        mixers = [block.mixer for block in self.blocks]
+        return [mixer.controller for mixer in mixers if mixer.controller is not None]
 
     def count_parameters(self) -> int:
         """Parameters, the embedding once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, tokens_BT: Tensor, queries_BP: Tensor) -> tuple[Tensor, list[MixerAux]]:
+    def forward(self, examples: Examples) -> tuple[Tensor, list[MixerAux]]:
         """Logits at the queries, `logits_BPC`, and the report of each layer."""
-        x_BTD = self.embedding(tokens_BT)
+        hints = RoutingHints(examples.tokens_NT, examples.wanted_NT)
+        x_BTD = self.embedding(examples.tokens_NT)
         reports = []
         for block in self.blocks:
-            x_BTD, aux = block(x_BTD)
+            x_BTD, aux = block(x_BTD, hints)
             reports.append(aux)
-        index_BPD = queries_BP.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1])
+        index_BPD = examples.queries_NP.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1])
         asked_BPD = self.final_norm(x_BTD.gather(1, index_BPD))
         return F.linear(asked_BPD, self.embedding.weight), reports
 
-    def loss(self, tokens_BT: Tensor, queries_BP: Tensor, answers_BP: Tensor) -> Tensor:
+    def loss(self, examples: Examples) -> Tensor:
         """Mean cross-entropy over the queries in nats, plus what the mixers add."""
-        logits_BPC, reports = self(tokens_BT, queries_BP)
-        loss = F.cross_entropy(logits_BPC.flatten(0, 1).float(), answers_BP.flatten())
+        logits_BPC, reports = self(examples)
+        loss = F.cross_entropy(logits_BPC.flatten(0, 1).float(), examples.answers_NP.flatten())
         for aux in reports:
             if aux.loss is not None:
                 loss = loss + aux.loss
@@ -101,5 +107,4 @@ class RecallModel(nn.Module):
 
     def end_step(self) -> None:
         """Let the thresholds follow what was observed since the last call."""
-        for block in self.blocks:
-            block.mixer.end_step()
+        follow(self.controllers)

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ham.model.calibration import calibrate
+from ham.model.mixer import RoutingHints
 from ham.model.precision import precision_context
+from ham.routing import raise_on_bad_scores
 from ham.study.config import Filler, MqarConfig, MqarTrain
 from ham.study.data import Examples, draw_examples, generator, mixture_schedule
 from ham.study.model import RecallModel
@@ -60,9 +62,9 @@ class TrainingData:
             draw(max(1, self.schedule.count(index)), index, "train") for index in range(len(sizes))
         ]
         self.calibration = [
-            batch
+            RoutingHints(batch.tokens_NT, batch.wanted_NT)
             for index, size in enumerate(sizes)
-            for batch in draw(size.weight, index, "calibration").tokens_NT
+            for batch in draw(size.weight, index, "calibration").each()
         ]
 
 
@@ -103,7 +105,7 @@ class Trainer:
             # Weights and batches were made on another stream.
             self.stream.wait_stream(torch.cuda.current_stream(self.model.device))
         with self._on_stream():
-            if self.model.routes:
+            if self.model.controllers:
                 with self._precision():
                     start_thresholds(self.model, self.data.calibration)
             if self.stream is not None:
@@ -118,20 +120,17 @@ class Trainer:
             else:
                 self._replay[size]()
             self.position += 1
-            if self.model.routes:
+            if self.model.controllers:
                 self._control()
 
     def step(self, size: int) -> None:
         """The device work of one step on the next batch of size `size`."""
         store, index_1 = self.data.stores[size], self.batch_index_1[size]
-        tokens_BT, queries_BP, answers_BP = (
-            part.index_select(0, index_1)[0]
-            for part in (store.tokens_NT, store.queries_NP, store.answers_NP)
-        )
+        batch = store.map(lambda x: x.index_select(0, index_1)[0])
         self.rate.copy_(self.rates_S.index_select(0, self.step_index_1)[0])
         self.optimiser.zero_grad(set_to_none=True)
         with self._precision():
-            loss = self.model.loss(tokens_BT, queries_BP, answers_BP)
+            loss = self.model.loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         self.optimiser.step()
@@ -154,13 +153,15 @@ class Trainer:
         """Training loss of every step so far; waits for the device.
 
         Raises:
-            ArithmeticError: If one of them is not finite.
+            ArithmeticError: If a loss is not finite.
+            RoutingError: If a routing score was not finite.
         """
         with self._on_stream():
             losses = self.losses_S[: self.position].tolist()
         for step, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
                 raise ArithmeticError(f"the loss is {loss} at step {step}")
+        raise_on_bad_scores(self.model.controllers)
         return losses
 
     def _control(self) -> None:
@@ -208,12 +209,11 @@ class Trainer:
         self.losses_S.fill_(math.nan)
 
 
-def start_thresholds(model: RecallModel, batches: list[Tensor]) -> None:
+def start_thresholds(model: RecallModel, batches: list[RoutingHints]) -> None:
     """Put every threshold at its target's quantile on `batches` and leave it to the loop."""
     calibrate(model, batches)
-    for block in model.blocks:
-        if block.mixer.routes:
-            block.mixer.controller.frozen.fill_(False)
+    for controller in model.controllers:
+        controller.frozen.fill_(False)
 
 
 def rate_at(step: int, settings: MqarTrain, peak: float) -> float:

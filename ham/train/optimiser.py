@@ -13,12 +13,12 @@ from ham.config import TrainConfig
 def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the model's parameters.
 
-    Matrices decay; vectors (norm gains, biases, decay rates of the recurrences) and the weights of
-    the short convolutions do not.
+    Matrices decay; vectors (norm gains, biases, decay rates of the recurrences), the weights of the
+    short convolutions and null keys do not.
     """
     decayed, free = [], []
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and not name.endswith("conv.weight_WC")
+        matrix = parameter.ndim >= 2 and not name.endswith(("conv.weight_WC", "sink_HK"))
         (decayed if matrix else free).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

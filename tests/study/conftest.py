@@ -35,15 +35,9 @@ def tiny_study() -> Callable[..., MqarConfig]:
     """`tiny_study(seeds=[1], train={"steps": 3})`: sections are merged, other keys replaced."""
 
     def make(**changes: Any) -> MqarConfig:
-        merged = {
-            key: {**value, **changes.get(key, {})}
-            if isinstance(value, dict)
-            else changes.get(key, value)
-            for key, value in {
-                **TINY,
-                **{k: v for k, v in changes.items() if k not in TINY},
-            }.items()
-        }
+        merged = {**TINY, **changes}
+        for section in ("train", "evaluate"):
+            merged[section] = {**TINY[section], **changes.get(section, {})}
         return parse_mqar_config(merged, source="test")
 
     return make

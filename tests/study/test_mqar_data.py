@@ -129,7 +129,7 @@ def test_training_calibration_and_test_examples_differ(tiny_study):
     data = TrainingData(config, "blank", 0, CPU)
     assert [len(store.tokens_NT) for store in data.stores] == [4, 2]
     trained = {tuple(row) for row in data.stores[0].tokens_NT.flatten(0, 1).tolist()}
-    calibrated = {tuple(row) for row in data.calibration[0].tolist()}
+    calibrated = {tuple(row) for row in data.calibration[0].tokens_BT.tolist()}
     assert not trained & calibrated
     assert len(data.calibration) == 3
 
