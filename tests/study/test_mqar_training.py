@@ -120,7 +120,9 @@ def waits(arm, kernels, mode):
     train = {"steps": 2, "batch_size": 1, "mixture": [{"length": 16, "pairs": 2}]}
     config = parse_mqar_config({**TINY, "train": train, "arms": [ARMS[arm]]}, source="test")
     trainer = make_trainer(config, kernels)
-    trainer.start()
+    trainer.model.train()
+    for controller in trainer.model.controllers:
+        controller.freeze(0.5, 0.25)
     try:
         with mode:
             trainer.step(0)
