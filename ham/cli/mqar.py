@@ -32,6 +32,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     grid.add_argument("--device", choices=DEVICES, help="instead of the configured one")
     grid.add_argument("--jobs", type=int, default=1, help="runs side by side on the device")
+    grid.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="start no further run after that time; the same command goes on later",
+    )
     grid.set_defaults(handler=run)
     page = actions.add_parser("report", help="table, figure and paired comparison of the rows")
     page.add_argument("rows", type=Path, metavar="FOLDER", help="folder of the row files")
@@ -40,7 +46,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the grid; status 1 if a run failed."""
+    """Run the grid; status 1 if a run failed or is left."""
     from ham.device import gpu_lease, resolve_device
     from ham.errors import ConfigError
     from ham.locks import sole_writer
@@ -74,11 +80,19 @@ def run(arguments: argparse.Namespace) -> int:
             manifest,
             codes,
         )
-        grid = Grid(around, arguments.jobs, lambda line: print(line, flush=True))
+        grid = Grid(
+            around,
+            arguments.jobs,
+            lambda line: print(line, flush=True),
+            seconds=60 * arguments.minutes,
+        )
         grid.run()
     if grid.failed:
         print(f"ham: warning: {grid.failed} runs failed; their rows say why", file=sys.stderr)
-    return 1 if grid.failed else 0
+    if grid.left:
+        words = f"{grid.left} runs are left; the same command goes on with them"
+        print(f"ham: warning: {words}", file=sys.stderr)
+    return 1 if grid.failed or grid.left else 0
 
 
 def report(arguments: argparse.Namespace) -> int:

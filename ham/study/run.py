@@ -17,6 +17,7 @@ filler, layout, width and learning rate. Runs that only choose a learning rate h
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -117,9 +118,11 @@ class Surroundings:
             rows = read_rows(path)
         except CorruptFileError:
             return None
+        if not rows or any(row.error is not None for row in rows):
+            return None
         wanted = (self.config_hash(run), self.codes[run.arm.mixer])
-        good = all(row.error is None for row in rows) and rows
-        return rows if good and (rows[0].config_hash, rows[0].code_fingerprint) == wanted else None
+        same = (rows[0].config_hash, rows[0].code_fingerprint) == wanted
+        return rows if same else None
 
 
 class Grid:
@@ -129,16 +132,23 @@ class Grid:
         surroundings: Configuration, folder, device.
         jobs: Runs side by side.
         report: Called with one line about each finished run.
+        seconds: After them no further runs are started.
+
+    Attributes:
+        failed: Runs that gave error rows.
+        left: Runs that were not started for want of time.
     """
 
     def __init__(
         self,
         surroundings: Surroundings,
         jobs: int,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None],
+        seconds: float = math.inf,
     ):
         self.surroundings, self.jobs, self.report = surroundings, jobs, report
-        self.failed = 0
+        self.failed = self.left = 0
+        self._deadline = time.perf_counter() + seconds
         self._data: dict[tuple[Filler, int], TrainingData] = {}
         self._held_out: dict[tuple[str, str, str], Examples] = {}
 
@@ -152,6 +162,8 @@ class Grid:
             for arm in config.arms
         ]
         rates = self._choose_rates(cells)
+        if self.left:
+            return
         self._run_all(
             [
                 Run(arm, filler, width, seed, rates[arm.name, filler, width])
@@ -190,6 +202,9 @@ class Grid:
             if done[run.name] is not None:
                 self.report(f"{run.name}: finished earlier")
         for start in range(0, len(waiting), self.jobs):
+            if time.perf_counter() >= self._deadline:
+                self.left += len(waiting) - start
+                break
             group = waiting[start : start + self.jobs]
             for run, rows in zip(group, self._run_group(group), strict=True):
                 done[run.name] = rows
