@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from ham.study.run import EXPERIMENT, TUNING
 
 # Decided before the runs: each score against the others, and all against random routing.
 COMPARED = ("ham-committed", "ham-cosine", "ham-l2", "ham-post-update", "ham-learned", "ham-random")
+SETTING = ("filler", "layout", "width")
 NOTE = (
     "Accuracy: share of queried keys whose value is the first choice over the whole vocabulary, at "
     "tokens/pairs. KV fraction: realised share of tokens in the cache at the largest size, mean "
@@ -69,11 +71,19 @@ def build_report(rows: Sequence[Row], out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def settings_of(results: Results) -> list[tuple[str, int]]:
-    """Every (filler, width) that occurs."""
-    fillers = results.label_values(EXPERIMENT, "accuracy", "filler")
-    widths = results.label_values(EXPERIMENT, "accuracy", "width")
-    return list(itertools.product(fillers, widths))
+def settings_of(results: Results) -> list[dict[str, str | int]]:
+    """Every filler, layout and width that occur together."""
+    found = {
+        tuple((name, row.labels[name]) for name in SETTING)
+        for row in results.find(EXPERIMENT, "accuracy")
+    }
+    return [dict(setting) for setting in sorted(found)]
+
+
+def words_for(setting: dict[str, str | int]) -> str:
+    """A setting in a few words."""
+    place = "" if setting["layout"] == "prefix" else f", {setting['layout']} pairs"
+    return f"{setting['filler']} filler{place}, d {setting['width']}"
 
 
 def sizes_of(results: Results) -> list[str]:
@@ -84,22 +94,22 @@ def sizes_of(results: Results) -> list[str]:
 
 
 def accuracy_table(results: Results) -> Table:
-    """One record for each filler, width and arm."""
+    """One record for each setting and arm."""
     sizes = sizes_of(results)
     layers = results.label_values(EXPERIMENT, "pairs_kept_fraction", "layer")
-    columns = [Column("filler", "filler"), Column("width", "d"), Column("model", "model")]
+    columns = [Column("setting", "setting"), Column("model", "model")]
     columns += [Column(f"accuracy_{size}", size, share) for size in sizes]
     columns.append(Column("kv_fraction", "KV fraction", share))
     columns += [
         Column(f"pairs_kept_{layer}", f"pairs kept, layer {layer + 1}", share) for layer in layers
     ]
     records = []
-    for filler, width in settings_of(results):
+    for setting in settings_of(results):
         for model in results.models:
-            where = {"model": model, "filler": filler, "width": width}
+            where = {"model": model, **setting}
             if not results.find(EXPERIMENT, "accuracy", **where):
                 continue
-            record: Record = {"filler": filler, "width": str(width), "model": model}
+            record: Record = {"setting": words_for(setting), "model": model}
             for size in sizes:
                 record[f"accuracy_{size}"] = results.cell(
                     EXPERIMENT, "accuracy", task=size, **where
@@ -116,26 +126,21 @@ def accuracy_table(results: Results) -> Table:
 def comparison_table(results: Results) -> Table:
     """Differences of accuracy between scores at the same seeds, in each setting and size."""
     sizes = sizes_of(results)
-    columns = [Column("filler", "filler"), Column("width", "d"), Column("pair", "difference")]
+    columns = [Column("setting", "setting"), Column("pair", "difference")]
     columns += [Column(f"difference_{size}", size, _signed_share) for size in sizes]
     columns.append(Column("difference_mean", "mean of sizes", _signed_share))
     present = [model for model in COMPARED if model in results.models]
     records = []
-    for filler, width in settings_of(results):
+    for setting in settings_of(results):
         for ours, theirs in itertools.combinations(present, 2):
-            where = {"filler": filler, "width": width}
-            record: Record = {
-                "filler": filler,
-                "width": str(width),
-                "pair": f"{ours} − {theirs}",
-            }
+            record: Record = {"setting": words_for(setting), "pair": f"{ours} − {theirs}"}
             for size in sizes:
                 cells = (
-                    results.cell(EXPERIMENT, "accuracy", model=model, task=size, **where)
+                    results.cell(EXPERIMENT, "accuracy", model=model, task=size, **setting)
                     for model in (ours, theirs)
                 )
                 record[f"difference_{size}"] = difference(*cells)
-            means = (mean_over_sizes(results, model, **where) for model in (ours, theirs))
+            means = (mean_over_sizes(results, model, **setting) for model in (ours, theirs))
             record["difference_mean"] = difference(*means)
             records.append(record)
     return Table(
@@ -148,9 +153,24 @@ def comparison_table(results: Results) -> Table:
 
 
 def mean_over_sizes(results: Results, model: str, **where: object) -> Cell:
-    """Per seed the mean of the accuracies at all sizes (and settings that `where` leaves open)."""
-    rows = results.find(EXPERIMENT, "accuracy", model=model, **where)
-    return summarise_pooled([row.model_copy(update={"n": 1}) for row in rows])
+    """Per seed the mean accuracy over all sizes (and settings that `where` leaves open).
+
+    Seeds that lack one of the measurements that other models have are left out: a mean over fewer
+    sizes or settings is another quantity.
+    """
+    every = results.find(EXPERIMENT, "accuracy", **where)
+    wanted = {_measurement(row) for row in every if row.value is not None}
+    rows = [row for row in every if row.model == model]
+    have: dict[int | None, set] = defaultdict(set)
+    for row in rows:
+        if row.value is not None:
+            have[row.seed].add(_measurement(row))
+    kept = [row for row in rows if row.value is None or have[row.seed] == wanted]
+    return summarise_pooled([row.model_copy(update={"n": 1}) for row in kept])
+
+
+def _measurement(row: Row) -> tuple:
+    return (row.task, *(row.labels[name] for name in SETTING))
 
 
 def verdicts(results: Results) -> list[str]:
@@ -179,7 +199,7 @@ def chosen_rates(rows: Sequence[Row]) -> list[str]:
     """Which learning rate each arm used in each setting, and among how many."""
     tried = {row.labels["learning_rate"] for row in rows if row.experiment == TUNING}
     used = {
-        (row.model, row.labels["filler"], row.labels["width"]): row.labels["learning_rate"]
+        (row.model, words_for(row.labels)): row.labels["learning_rate"]
         for row in rows
         if row.experiment == EXPERIMENT
     }
@@ -192,22 +212,21 @@ def chosen_rates(rows: Sequence[Row]) -> list[str]:
         "",
     ]
     return lines + [
-        f"- {model}, {filler} filler, d {width}: {rate:g}"
-        for (model, filler, width), rate in sorted(used.items())
+        f"- {model}, {setting}: {rate:g}" for (model, setting), rate in sorted(used.items())
     ]
 
 
 def recall_figure(results: Results):
-    """Accuracy against pairs, one panel for each filler and width."""
+    """Accuracy against pairs, one panel for each filler, layout and width."""
     settings = settings_of(results)
     columns = min(2, len(settings))
     look = Look.of(results)
     lines = [
         {
-            model: results.series(EXPERIMENT, "accuracy", model=model, filler=filler, width=width)
+            model: results.series(EXPERIMENT, "accuracy", model=model, **setting)
             for model in results.models
         }
-        for filler, width in settings
+        for setting in settings
     ]
     failed = dict(pair for panel in lines for pair in panel.items() if failed_words(dict([pair])))
     figure, panels = new_figure(
@@ -220,17 +239,17 @@ def recall_figure(results: Results):
         titled=True,
         footer=footer_text(results, look, "bar: 95 % t interval", failed_words(failed)),
     )
-    for axes, (filler, width), models in zip(panels, settings, lines, strict=False):
+    for axes, setting, models in zip(panels, settings, lines, strict=False):
         ends = {
             model: draw_points(axes, points, look.styles[model])
             for model, points in models.items()
             if points
         }
         mark_failures(axes, models, look)
-        log_x_ticks(axes, results.x_values(EXPERIMENT, "accuracy", filler=filler, width=width))
+        log_x_ticks(axes, results.x_values(EXPERIMENT, "accuracy", **setting))
         axes.set_ylim(-0.02, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
-        axes.set_title(f"{filler} filler, d {width}")
+        axes.set_title(words_for(setting))
         axes.set_xlabel("key-value pairs")
         label_line_ends(axes, {model: end for model, end in ends.items() if end}, look)
     for axes in panels[len(settings) :]:

@@ -32,10 +32,11 @@ from ham.errors import CorruptFileError, HamError
 from ham.files import stable_hash
 from ham.job import used_providers
 from ham.model.precision import precision_context
+from ham.model.registry import mixer_class
 from ham.report.manifest import manifest_path, write_manifest
 from ham.report.rows import Row, RowWriter, read_rows
 from ham.report.statistics import mean, wilson_interval
-from ham.study.config import Filler, MqarConfig
+from ham.study.config import Filler, Layout, MqarConfig
 from ham.study.data import FILLER, KEY, QUERY, VALUE, Examples, generator
 from ham.study.evaluation import SizeResult, evaluate_size, held_out
 from ham.study.model import RecallModel
@@ -59,6 +60,7 @@ class Run:
 
     arm: ArmConfig
     filler: Filler
+    layout: Layout
     width: int
     seed: int
     learning_rate: float
@@ -69,7 +71,16 @@ class Run:
         """Stem of its files."""
         kind = "tune-" if self.tuning else ""
         end = f"-lr{self.learning_rate:g}" if self.tuning else ""
-        return f"{kind}{self.arm.name}-{self.filler}-d{self.width}-s{self.seed}{end}"
+        place = "" if self.layout == "prefix" else f"-{self.layout}"
+        return f"{kind}{self.arm.name}-{self.filler}{place}-d{self.width}-s{self.seed}{end}"
+
+    @property
+    def seeded_arm(self) -> ArmConfig:
+        """The arm; rules that route by chance do so differently for each seed."""
+        if "routing_seed" not in mixer_class(self.arm.mixer).Options.model_fields:
+            return self.arm
+        options = {"routing_seed": self.seed, **self.arm.options}
+        return self.arm.model_copy(update={"options": options})
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ class Surroundings:
             {
                 "run": [run.arm.mixer, run.arm.options, run.filler, run.width, run.seed],
                 "learning_rate": run.learning_rate,
-                "layout": config.layout,
+                "layout": run.layout,
                 "model": [config.layers, config.heads, config.vocabulary_size, config.longest],
                 "train": config.train.model_dump(mode="json"),
                 "evaluate": config.evaluate.model_dump(mode="json"),
@@ -166,7 +177,7 @@ class Grid:
             return
         self._run_all(
             [
-                Run(arm, filler, width, seed, rates[arm.name, filler, width])
+                Run(arm, filler, config.layout, width, seed, rates[arm.name, filler, width])
                 for seed in config.seeds
                 for filler in config.fillers
                 for width in config.widths
@@ -182,7 +193,7 @@ class Grid:
         if len(config.learning_rates) == 1:
             return {(arm.name, f, width): config.learning_rates[0] for arm, f, width in cells}
         runs = [
-            Run(arm, filler, width, config.tuning_seed, rate, tuning=True)
+            Run(arm, filler, config.layout, width, config.tuning_seed, rate, tuning=True)
             for arm, filler, width in cells
             for rate in config.learning_rates
         ]
@@ -256,7 +267,7 @@ class Grid:
                 self._data.pop(next(iter(self._data)))
             self._data[key] = TrainingData(config, run.filler, run.seed, device)
         torch.manual_seed(generator(torch.device("cpu"), "weights", run.seed).initial_seed())
-        model = RecallModel(config, run.arm, run.width).to(device)
+        model = RecallModel(config, run.seeded_arm, run.width).to(device)
         trainer = Trainer(model, self._data[key], config.train, run.learning_rate)
         trainer.start()
         return trainer
@@ -280,7 +291,7 @@ class Grid:
             self.report(f"{run.name}: failed: {results.message}")
         else:
             for result in results:
-                add_result(writer, run, self.surroundings.config, result)
+                add_result(writer, run, result)
             self._add_training(writer, run, losses, step_ms, together)
             words = ", ".join(f"{result.size} {result.accuracy:.3f}" for result in results)
             self.report(f"{run.name}: loss {mean(losses[-LAST_STEPS:]):.3f}; {words}")
@@ -328,14 +339,14 @@ class Grid:
                 task=str(size),
                 x_name="pairs",
                 x_value=size.pairs,
-                labels=labels_of(run, self.surroundings.config),
+                labels=labels_of(run),
                 error=message,
             )
 
     def _add_training(
         self, writer: RowWriter, run: Run, losses: list[float], step_ms: float, together: int
     ) -> None:
-        labels = labels_of(run, self.surroundings.config)
+        labels = labels_of(run)
         experiment = TUNING if run.tuning else EXPERIMENT
         last = losses[-LAST_STEPS:]
         writer.add(experiment, "final_loss_nats", mean(last), task="train", labels=labels)
@@ -350,17 +361,17 @@ class _Failure:
     message: str
 
 
-def labels_of(run: Run, config: MqarConfig) -> dict[str, str | int | float]:
+def labels_of(run: Run) -> dict[str, str | int | float]:
     """The coordinates of a run's rows."""
     return {
         "filler": run.filler,
-        "layout": config.layout,
+        "layout": run.layout,
         "width": run.width,
         "learning_rate": run.learning_rate,
     }
 
 
-def add_result(writer: RowWriter, run: Run, config: MqarConfig, result: SizeResult) -> None:
+def add_result(writer: RowWriter, run: Run, result: SizeResult) -> None:
     """The rows of one size."""
     experiment = TUNING if run.tuning else EXPERIMENT
     layers = sorted(result.routed)
@@ -370,7 +381,7 @@ def add_result(writer: RowWriter, run: Run, config: MqarConfig, result: SizeResu
         "x_value": result.size.pairs,
         "kv_fraction": result.kv_fraction,
     }
-    labels = labels_of(run, config)
+    labels = labels_of(run)
     accuracy = wilson_interval(result.right, result.queries)
     writer.add(
         experiment,

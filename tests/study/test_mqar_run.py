@@ -135,7 +135,9 @@ def test_no_group_starts_after_the_time_is_over_and_the_rest_is_run_later(
     assert "2 runs are left; the same command goes on with them" in capsys.readouterr().err
     assert not rows_of(tmp_path / "rows")
     assert run(config_file, tmp_path / "rows", *choice) == 0
-    assert len(rows_of(tmp_path / "rows")) == 2
+    assert run(config_file, tmp_path / "rows", *choice, "--layout", "scattered") == 0
+    names = [f"ham-cosine-blank{layout}-d32" for layout in ("", "-scattered")]
+    assert set(rows_of(tmp_path / "rows")) == {f"{n}-s{seed}" for n in names for seed in (0, 1)}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,12 @@ def made_up_rows() -> list[Row]:
                         task=task,
                         x_name="pairs",
                         x_value=float(task.split("/")[1]),
-                        labels={"filler": "blank", "width": 64, "learning_rate": 0.003},
+                        labels={
+                            "filler": "blank",
+                            "layout": "prefix",
+                            "width": 64,
+                            "learning_rate": 0.003,
+                        },
                         kv_fraction=0.25,
                         device="cpu",
                     )
@@ -196,6 +203,13 @@ def test_paired_differences_are_those_worked_out_by_hand():
     assert verdicts(Results(narrower))[-1].endswith("fewer than three common seeds")
 
 
+def test_a_seed_that_lacks_a_measurement_is_left_out_of_means():
+    rows = [row for row in made_up_rows() if (row.seed, row.task) != (2, "32/8")]
+    results = Results([*rows, made_up_rows()[-1]])
+    assert mean_over_sizes(results, "ham-committed").estimate.n == 3
+    assert mean_over_sizes(results, "ham-cosine").estimate.n == 2
+
+
 def test_a_score_is_called_better_only_outside_the_interval():
     rows = [
         row.model_copy(update={"value": row.value + 0.3 * (row.model == "ham-cosine")})
@@ -213,13 +227,12 @@ def test_the_report_has_table_figure_and_failures(tmp_path: Path):
     assert main(["mqar", "report", str(folder), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out/mqar.md").read_text()
     assert "failed: RuntimeError: no luck" in text
-    assert "| blank | 64 | ham-committed | 90.0 % ± 0.0 % (n=3) | 60.0 %" in text
+    assert "| blank filler, d 64 | ham-committed | 90.0 % ± 0.0 % (n=3) | 60.0 %" in text
     assert "One rate for all; it was not tuned." in text
     assert (tmp_path / "out/mqar.png").read_bytes()[:4] == b"\x89PNG"
     table = accuracy_table(Results(made_up_rows()))
-    assert [column.title for column in table.columns][:5] == [
-        "filler",
-        "d",
+    assert [column.title for column in table.columns][:4] == [
+        "setting",
         "model",
         "16/2",
         "32/8",
