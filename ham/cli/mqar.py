@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         from ham.fingerprint import fingerprint
         from ham.report.manifest import collect_manifest, device_name
-        from ham.study.run import Grid, Surroundings
+        from ham.study.grid import Grid
+        from ham.study.runs import Surroundings
         from ham.workflow import mixer_files
 
         device = resolve_device(config.device)
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             torch.set_num_threads(1)
         modules = mixer_files()
         codes = {
-            mixer: fingerprint("ham.study.run", *([modules[mixer]] if mixer in modules else []))
+            mixer: fingerprint("ham.study.grid", *([modules[mixer]] if mixer in modules else []))
             for mixer in {arm.mixer for arm in config.arms}
         }
         manifest = collect_manifest(config.model_dump(mode="json"), sys.argv, config.seeds)

@@ -30,7 +30,7 @@ from ham.report.plots_base import (
 from ham.report.rows import Row
 from ham.report.table_format import to_csv, to_markdown
 from ham.report.tables_base import Column, Record, Table, optional
-from ham.study.run import EXPERIMENT, TUNING
+from ham.study.runs import EXPERIMENT, TUNING
 
 # Decided before the runs: each score against the others, and all against random routing.
 COMPARED = ("ham-committed", "ham-cosine", "ham-l2", "ham-post-update", "ham-learned", "ham-random")

@@ -1,18 +1,11 @@
-"""The grid of the study: which runs there are, running them side by side, their rows.
+"""The grid of the study: choosing learning rates, running models side by side, writing their rows.
 
-A run is one arm, filler, width and seed at one learning rate. Its rows stand in a file of its own
-with a manifest beside it; a run whose file is complete, from the same configuration and code, is
-not run again. A run that fails is a file of error rows, and the others go on.
+A run's rows stand in a file of its own with a manifest beside it; a run whose file is complete,
+from the same configuration and code, is not run again. A run that fails is a file of error rows,
+and the others go on.
 
 On a GPU `jobs` runs share it in one process: each has a stream of its own and only queues its
 graphs there, so that the small kernels of one run fill the gaps of another.
-
-Rows: experiment `mqar`; task `LENGTH/PAIRS`; metrics `accuracy` (n counts queries) and, per layer,
-`kv_fraction`, `routed_precision`, and the routed share of each class of tokens:
-`pairs_kept_fraction` (values), `keys_kept_fraction`, `queries_kept_fraction`,
-`filler_kept_fraction`. Training gives `final_loss_nats` and `train_step_ms`. The labels name
-filler, layout, width and learning rate. Runs that only choose a learning rate have experiment
-`mqar_tuning`.
 """
 
 from __future__ import annotations
@@ -22,118 +15,30 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ham.config import ArmConfig
-from ham.errors import CorruptFileError, HamError
-from ham.files import stable_hash
+from ham.errors import HamError
 from ham.job import used_providers
 from ham.model.precision import precision_context
-from ham.model.registry import mixer_class
 from ham.report.manifest import manifest_path, write_manifest
-from ham.report.rows import Row, RowWriter, read_rows
-from ham.report.statistics import mean, wilson_interval
-from ham.study.config import Filler, Layout, MqarConfig
-from ham.study.data import FILLER, KEY, QUERY, VALUE, Examples, generator
+from ham.report.rows import Row, RowWriter
+from ham.report.statistics import mean
+from ham.study.config import Filler
+from ham.study.data import Examples, generator
 from ham.study.evaluation import SizeResult, evaluate_size, held_out
 from ham.study.model import RecallModel
+from ham.study.runs import (
+    LAST_STEPS,
+    Run,
+    Surroundings,
+    add_failure,
+    add_result,
+    add_training,
+)
 from ham.study.training import Trainer, TrainingData
-
-EXPERIMENT = "mqar"
-TUNING = "mqar_tuning"
-KEPT_METRICS = {
-    "pairs_kept_fraction": VALUE,
-    "keys_kept_fraction": KEY,
-    "queries_kept_fraction": QUERY,
-    "filler_kept_fraction": FILLER,
-}
-# Steps at the end whose mean loss is reported.
-LAST_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training and its evaluation."""
-
-    arm: ArmConfig
-    filler: Filler
-    layout: Layout
-    width: int
-    seed: int
-    learning_rate: float
-    tuning: bool = False
-
-    @property
-    def name(self) -> str:
-        """Stem of its files."""
-        kind = "tune-" if self.tuning else ""
-        end = f"-lr{self.learning_rate:g}" if self.tuning else ""
-        place = "" if self.layout == "prefix" else f"-{self.layout}"
-        return f"{kind}{self.arm.name}-{self.filler}{place}-d{self.width}-s{self.seed}{end}"
-
-    @property
-    def seeded_arm(self) -> ArmConfig:
-        """The arm; rules that route by chance do so differently for each seed."""
-        if "routing_seed" not in mixer_class(self.arm.mixer).Options.model_fields:
-            return self.arm
-        options = {"routing_seed": self.seed, **self.arm.options}
-        return self.arm.model_copy(update={"options": options})
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What all rows of one command share.
-
-    Attributes:
-        folder: Where the files go.
-        device_name: For readers; `device` is where torch computes.
-        manifest: Of the command.
-        codes: Fingerprint of the code behind each mixer.
-    """
-
-    config: MqarConfig
-    folder: Path
-    device: torch.device
-    device_name: str
-    manifest: dict[str, Any]
-    codes: dict[str, str]
-
-    def rows_path(self, run: Run) -> Path:
-        """The file of a run's rows."""
-        return self.folder / f"{run.name}.rows.jsonl"
-
-    def config_hash(self, run: Run) -> str:
-        """Hash of what a run depends on, apart from the code."""
-        config = self.config
-        return stable_hash(
-            {
-                "run": [run.arm.mixer, run.arm.options, run.filler, run.width, run.seed],
-                "learning_rate": run.learning_rate,
-                "layout": run.layout,
-                "model": [config.layers, config.heads, config.vocabulary_size, config.longest],
-                "train": config.train.model_dump(mode="json"),
-                "evaluate": config.evaluate.model_dump(mode="json"),
-                "device": self.device.type,
-            }
-        )
-
-    def finished(self, run: Run) -> list[Row] | None:
-        """The rows of a run that was completed earlier by the same code, or None."""
-        path = self.rows_path(run)
-        if not path.is_file():
-            return None
-        try:
-            rows = read_rows(path)
-        except CorruptFileError:
-            return None
-        if not rows or any(row.error is not None for row in rows):
-            return None
-        wanted = (self.config_hash(run), self.codes[run.arm.mixer])
-        same = (rows[0].config_hash, rows[0].code_fingerprint) == wanted
-        return rows if same else None
 
 
 class Grid:
@@ -281,18 +186,19 @@ class Grid:
         together: int,
     ) -> list[Row]:
         """Evaluate, write the rows and their manifest."""
+        config = self.surroundings.config
         writer = self._writer(run, trainer.model if isinstance(trainer, Trainer) else None)
         results: Any = losses
         if isinstance(losses, list):
             results = self._attempt(run, lambda: self._evaluate(run, trainer.model))
         if isinstance(results, _Failure):
             self.failed += 1
-            self._add_failure(writer, run, results.message)
+            add_failure(writer, run, config.evaluate.sizes, results.message)
             self.report(f"{run.name}: failed: {results.message}")
         else:
             for result in results:
                 add_result(writer, run, result)
-            self._add_training(writer, run, losses, step_ms, together)
+            add_training(writer, run, losses, step_ms, together)
             words = ", ".join(f"{result.size} {result.accuracy:.3f}" for result in results)
             self.report(f"{run.name}: loss {mean(losses[-LAST_STEPS:]):.3f}; {words}")
         path = self.surroundings.rows_path(run)
@@ -330,75 +236,9 @@ class Grid:
             manifest_id=around.manifest["manifest_id"],
         )
 
-    def _add_failure(self, writer: RowWriter, run: Run, message: str) -> None:
-        for size in self.surroundings.config.evaluate.sizes:
-            writer.add(
-                TUNING if run.tuning else EXPERIMENT,
-                "accuracy",
-                None,
-                task=str(size),
-                x_name="pairs",
-                x_value=size.pairs,
-                labels=labels_of(run),
-                error=message,
-            )
-
-    def _add_training(
-        self, writer: RowWriter, run: Run, losses: list[float], step_ms: float, together: int
-    ) -> None:
-        labels = labels_of(run)
-        experiment = TUNING if run.tuning else EXPERIMENT
-        last = losses[-LAST_STEPS:]
-        writer.add(experiment, "final_loss_nats", mean(last), task="train", labels=labels)
-        labels = {**labels, "side_by_side": together}
-        writer.add(experiment, "train_step_ms", step_ms, task="train", labels=labels)
-
 
 @dataclass(frozen=True)
 class _Failure:
     """Why a run gave nothing."""
 
     message: str
-
-
-def labels_of(run: Run) -> dict[str, str | int | float]:
-    """The coordinates of a run's rows."""
-    return {
-        "filler": run.filler,
-        "layout": run.layout,
-        "width": run.width,
-        "learning_rate": run.learning_rate,
-    }
-
-
-def add_result(writer: RowWriter, run: Run, result: SizeResult) -> None:
-    """The rows of one size."""
-    experiment = TUNING if run.tuning else EXPERIMENT
-    layers = sorted(result.routed)
-    shared = {
-        "task": str(result.size),
-        "x_name": "pairs",
-        "x_value": result.size.pairs,
-        "kv_fraction": result.kv_fraction,
-    }
-    labels = labels_of(run)
-    accuracy = wilson_interval(result.right, result.queries)
-    writer.add(
-        experiment,
-        "accuracy",
-        accuracy.value,
-        n=accuracy.n,
-        low=accuracy.low,
-        high=accuracy.high,
-        interval=accuracy.interval,
-        labels=labels,
-        **shared,
-    )
-    for layer in layers:
-        here = {**labels, "layer": layer}
-        numbers = {"kv_fraction": result.fraction(layer)}
-        numbers |= {name: result.kept(layer, kind) for name, kind in KEPT_METRICS.items()}
-        numbers["routed_precision"] = result.precision(layer)
-        for metric, value in numbers.items():
-            if value is not None:
-                writer.add(experiment, metric, value, labels=here, **shared)
