@@ -33,19 +33,21 @@ class RoutingCount:
 
     Attributes:
         tokens: Tokens read.
-        routed: Routed tokens by layer; only layers that route by choice.
+        routed: Routed tokens by layer; only layers that route by choice. Where every head decides
+            alone, a token counts by the share of heads that keep it.
     """
 
     tokens: int = 0
-    routed: dict[int, int] = field(default_factory=dict)
+    routed: dict[int, float] = field(default_factory=dict)
 
     def add(self, output: DecoderOutput, valid_BT: torch.Tensor) -> None:
         """Count one batch; `valid_BT` is False on padding."""
         self.tokens += int(valid_BT.sum())
         for layer, aux in enumerate(output.aux):
-            if aux.routed_BT is not None:
-                count = int((aux.routed_BT & valid_BT).sum())
-                self.routed[layer] = self.routed.get(layer, 0) + count
+            share_BT = aux.kept_share_BT()
+            if share_BT is not None:
+                count = float((share_BT * valid_BT).double().sum())
+                self.routed[layer] = self.routed.get(layer, 0.0) + count
 
     def per_layer(self) -> dict[int, float]:
         """Realised share of routed tokens by layer; empty where nothing is routed by choice."""
@@ -65,8 +67,8 @@ class RowScore:
     Attributes:
         nats: Float64 negative log-likelihoods, length n - 1.
         greedy: Whether that token has the highest logit, length n - 1.
-        routed: Boolean `(layers that route, n - 1)`: whether token i was routed, or None when
-            not asked for or nothing routes.
+        routed: Float64 `(layers that route, n - 1)`: the share of the layer's caches that keep
+            token i (0 or 1 where heads share one), or None when not asked for or nothing routes.
     """
 
     nats: np.ndarray
@@ -103,6 +105,7 @@ def score_rows(
 
     Raises:
         ConfigError: If a row is longer than the model's position range.
+        RoutingError: If a routing score is not finite.
         ValueError: If a row has fewer than two tokens.
     """
     if any(len(row) < 2 for row in rows):
@@ -197,6 +200,7 @@ def _score_batch(
     tokens = torch.from_numpy(padded).to(model.device)
     output = model(tokens[:, :-1])
     nats_BT, greedy_BT = _token_scores(output.logits_BTV, tokens[:, 1:])
+    model.check_scores()
     if routing is not None:
         valid = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
         routing.add(output, valid.to(model.device))
@@ -231,6 +235,7 @@ def _token_scores(
 
 
 def _routed(output: DecoderOutput) -> np.ndarray | None:
-    """Boolean `(layers that route, B, T)`."""
-    routed = [aux.routed_BT for aux in output.aux if aux.routed_BT is not None]
-    return torch.stack(routed).cpu().numpy() if routed else None
+    """Float64 `(layers that route, B, T)`."""
+    shares = [aux.kept_share_BT() for aux in output.aux]
+    kept = [share_BT for share_BT in shares if share_BT is not None]
+    return torch.stack(kept).double().cpu().numpy() if kept else None

@@ -86,19 +86,20 @@ class Measurement:
     @torch.inference_mode()
     def _prefill(self, context: int) -> None:
         tokens_BT = self._text(context)
-        last: list[tuple[DecoderState, list[float]]] = []
+        last: list[tuple[DecoderState, list[float], list]] = []
 
         def prefill() -> None:
             state = self.model.init_state(self.settings.batch_size)
             output = self.model.prefill(tokens_BT, state)
-            last[:] = [(state, output.kv_fraction_per_layer())]
+            # Numbers, not the output: its logits would count in the next peak of memory.
+            last[:] = [(state, output.kv_fraction_per_layer(), output.cache_fractions())]
 
         timing = time_calls(prefill, self.model.device, self.settings.warmup, self.settings.repeats)
-        state, fractions = last[0]
+        state, fractions, cache_fractions = last[0]
         where = {"x_name": "context", "x_value": context, "kv_fraction": mean_or_none(fractions)}
         self._add_speed("prefill", timing, context * self.settings.batch_size, where)
         self._add_utilisation("prefill", context, fractions, timing.median_ms, 1.0, where)
-        self._add_state_bytes(state, fractions, where)
+        self._add_state_bytes(state, cache_fractions, where)
         peak = peak_extra_bytes(prefill, self.model.device)
         self.writer.add("memory", "peak_memory_bytes", peak, task="prefill", **where)
 
@@ -180,14 +181,14 @@ class Measurement:
         if share is not None:
             self.writer.add("throughput", "mfu_fraction", share, task=task, **where)
 
-    def _add_state_bytes(self, state: DecoderState, fractions: list[float], where: dict) -> None:
+    def _add_state_bytes(self, state: DecoderState, cache_fractions: list, where: dict) -> None:
         held = state.bytes_allocated()
         batch = self.settings.batch_size
         for kind, count in sorted(held.items()):
             self.writer.add("memory", f"{kind}_bytes", count / batch, task="decode", **where)
         total = sum(held.values())
         element_size = cache_dtype(self.model.embedding.weight).itemsize
-        declared = self.model.state_bytes(state.position, fractions or 1.0, element_size)
+        declared = self.model.state_bytes(state.position, cache_fractions or 1.0, element_size)
         add = self.writer.add
         add("memory", "cache_bytes_allocated", total / batch, task="decode", **where)
         add("memory", "cache_bytes_used", declared.used, task="decode", **where)

@@ -96,6 +96,16 @@ class DecoderOutput:
         shares = [aux.kept_share_BT() for aux in self.aux]
         return [float(share_BT.mean()) for share_BT in shares if share_BT is not None]
 
+    def cache_fractions(self) -> list[float | list[float]]:
+        """The same for every cache: a list per layer where each head has a cache of its own."""
+        fractions: list[float | list[float]] = []
+        for aux in self.aux:
+            if aux.routed_BTH is not None:
+                fractions.append(aux.routed_BTH.double().mean((0, 1)).tolist())
+            elif aux.routed_BT is not None:
+                fractions.append(float(aux.routed_BT.double().mean()))
+        return fractions
+
     def kv_fraction(self) -> float | None:
         """Mean over the routing layers; None if none routes."""
         per_layer = self.kv_fraction_per_layer()
@@ -195,6 +205,11 @@ class DecoderLM(nn.Module):
     def routes(self) -> bool:
         """Whether any layer routes tokens by a threshold."""
         return any(block.mixer.routes for block in self.blocks)
+
+    @property
+    def routing_layers(self) -> list[int]:
+        """Indices of the layers that route, from the bottom up."""
+        return [layer for layer, block in enumerate(self.blocks) if block.mixer.routes]
 
     @property
     def controllers(self) -> list[ThresholdController]:
@@ -311,21 +326,32 @@ class DecoderLM(nn.Module):
     def state_bytes(
         self,
         position: int,
-        kv_fraction: float | Sequence[float] = 1.0,
+        kv_fraction: float | Sequence[float | Sequence[float]] = 1.0,
         element_size: int = 2,
     ) -> StateBytes:
         """Declared bytes of one sequence's decoding memory, summed over layers.
 
         Args:
             position: Tokens read.
-            kv_fraction: Share of them routed, the same in every layer or one per layer.
+            kv_fraction: Share of them routed, the same in every layer that routes, or one for
+                each of these layers (`DecoderOutput.cache_fractions`).
             element_size: Bytes of a KV element.
+
+        Raises:
+            ValueError: If there is another number of fractions than of layers that route.
         """
+        mixers = [block.mixer for block in self.blocks]
+        routing = sum(mixer.routes for mixer in mixers)
         shared = isinstance(kv_fraction, float | int)
-        fractions = [kv_fraction] * len(self.blocks) if shared else kv_fraction
+        given = [kv_fraction] * routing if shared else list(kv_fraction)
+        if len(given) != routing:
+            raise ValueError(f"{len(given)} fractions for {routing} layers that route")
+        fractions = iter(given)
         layers = [
-            dataclasses.asdict(block.mixer.state_bytes(position, fraction, element_size))
-            for block, fraction in zip(self.blocks, fractions, strict=True)
+            dataclasses.asdict(
+                mixer.state_bytes(position, next(fractions) if mixer.routes else 1.0, element_size)
+            )
+            for mixer in mixers
         ]
         return StateBytes(**{name: sum(layer[name] for layer in layers) for name in layers[0]})
 

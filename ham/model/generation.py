@@ -33,6 +33,9 @@ def generate(
 
     Returns:
         The new tokens of each prompt, in the order of `prompts`.
+
+    Raises:
+        RoutingError: If a routing score of a prompt is not finite.
     """
     results: list[list[int]] = [[] for _ in prompts]
     if max_new_tokens < 1:
@@ -60,6 +63,7 @@ def _continue_batch(
     tokens_BT = torch.tensor([list(prompts[index]) for index in batch], device=model.device)
     state = model.init_state(len(batch))
     logits_BV = model.prefill(tokens_BT, state).logits_BTV[:, -1]
+    model.check_scores()
     active = list(batch)
     for made in range(1, max_new_tokens + 1):
         tokens_B = logits_BV.argmax(dim=-1)

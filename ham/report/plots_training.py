@@ -140,7 +140,10 @@ def routed_fraction(results: Results, look: Look) -> Drawing | None:
     models = [
         model
         for model in results.models
-        if any(r.value is not None for r in results.find("train", "kv_fraction", model=model))
+        if any(
+            r.value is not None
+            for r in results.find("train", "kv_fraction", model=model, task="train")
+        )
     ]
     if not models:
         return None
@@ -179,11 +182,11 @@ def routed_fraction(results: Results, look: Look) -> Drawing | None:
 
 
 def _routed_panel(axes: Axes, results: Results, look: Look, model: str) -> str:
-    layers = results.label_values("train", "kv_fraction", "layer", model=model)
+    layers = results.label_values("train", "kv_fraction", "layer", model=model, task="train")
     colors = shades(look.styles[model].color, len(layers))
     top, ends, finals = 0.0, {}, []
     for layer, color in zip(layers, colors, strict=True):
-        points = results.series("train", "kv_fraction", model=model, layer=layer)
+        points = results.series("train", "kv_fraction", model=model, layer=layer, task="train")
         good = [(p.x, p.cell.value) for p in points if p.cell.value is not None]
         if not good:
             continue

@@ -24,7 +24,7 @@ from torch import Tensor
 from ham.config import Config
 from ham.errors import ConfigError
 from ham.job import Job
-from ham.model.calibration import calibrate, thresholds
+from ham.model.calibration import calibrate, realised_fractions, thresholds
 from ham.model.checkpoint import save_model
 from ham.model.decoder import DecoderLM
 from ham.model.precision import precision_context
@@ -69,6 +69,7 @@ class Trainer:
         self.step = 0
         self.train_seconds = 0.0
         self.log: list[dict[str, Any]] = []
+        self.calibrated: list[float] | None = None
         self._stop_signal: int | None = None
 
     def run(self, out_folder: Path) -> RowWriter:
@@ -77,8 +78,10 @@ class Trainer:
         Raises:
             SystemExit: With status 128 + n after signal n, once the state is saved.
             ConfigError: If the loss is no longer finite.
+            RoutingError: If a routing score is not.
         """
         self._restore()
+        self._count_tokens()
         self.model.train()
         with self._signals(), self._progress() as progress:
             last_save = time.monotonic()
@@ -101,6 +104,7 @@ class Trainer:
             After each optimiser step the mean loss and the routed fraction of each layer. They
             stay on the device: reading one waits for it.
         """
+        self._count_tokens()
         self.model.train()
         while self.step < self.settings.steps:
             yield self._advance()
@@ -147,8 +151,8 @@ class Trainer:
                 loss, output = self.loss_function(inputs_BT, targets_BT)
             (loss / parts).backward()
             total += loss.detach() / parts
-            masks = [aux.routed_BT for aux in output.aux if aux.routed_BT is not None]
-            routed.append([mask.float().mean() for mask in masks])
+            shares = [aux.kept_share_BT() for aux in output.aux]
+            routed.append([share_BT.mean() for share_BT in shares if share_BT is not None])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -167,10 +171,13 @@ class Trainer:
                     f"the loss of arm {self.job.arm.name!r} is {value} at step {self.step}; "
                     f"lower train.learning_rate (now {self.settings.learning_rate})"
                 )
+            self.model.check_scores()
             self._log("loss_nats", value, task="train")
-            for layer, fraction in enumerate(fractions):
+            for layer, fraction in zip(self.model.routing_layers, fractions, strict=True):
                 self._log("kv_fraction", float(fraction), task="train", layer=layer)
-            for layer, threshold in enumerate(thresholds(self.model)):
+            for layer, threshold in zip(
+                self.model.routing_layers, thresholds(self.model), strict=True
+            ):
                 if math.isfinite(threshold):
                     self._log("threshold", threshold, layer=layer)
         if self.step % self.settings.validation_every == 0 or last:
@@ -201,13 +208,41 @@ class Trainer:
         """Set every routing threshold on a held-out split and keep it for the rest of the run."""
         if not self.model.routes:
             return
-        sampler = self._sampler("calibration", 0.0, HELD_OUT_SEED)
-        batches = [
-            torch.as_tensor(sampler.batch(index).inputs_BT).to(self.job.device)
-            for index in range(self.settings.calibration_batches)
-        ]
         with self._autocast():
-            calibrate(self.model, batches)
+            self.calibrated = calibrate(
+                self.model, self._held_out("calibration", self.settings.calibration_batches)
+            )
+
+    def _held_out(self, split: str, count: int) -> list[Tensor]:
+        """The first batches of a held-out split, `tokens_BT`; the same for every arm."""
+        sampler = self._sampler(split, 0.0, HELD_OUT_SEED)
+        return [
+            torch.as_tensor(sampler.batch(index).inputs_BT).to(self.job.device)
+            for index in range(count)
+        ]
+
+    def _count_tokens(self) -> None:
+        """Tell routers that score rarity how often each token occurs in the training text."""
+        if self.step == 0 and self.model.needs_unigram_counts:
+            self.model.set_unigram_counts(torch.from_numpy(self.batches.shard.count_tokens()))
+
+    def _routing_facts(self) -> dict[str, Any]:
+        """What the routers were asked for and what they do on validation text, by layer."""
+        self.model.eval()
+        count = max(self.settings.validation_batches, self.settings.calibration_batches)
+        with self._autocast():
+            shares = realised_fractions(self.model, self._held_out("validation", count))
+        self.model.check_scores()
+        for layer, share in shares.items():
+            self._log("kv_fraction", share, task="validation", layer=layer)
+        finite = [value if math.isfinite(value) else None for value in thresholds(self.model)]
+        return {
+            "layers": list(shares),
+            "targets": [controller.target for controller in self.model.controllers],
+            "thresholds": finite,
+            "calibration_fractions": self.calibrated,
+            "validation_fractions": list(shares.values()),
+        }
 
     def _restore(self) -> None:
         state = load_state(self.state_path, self.job.device)
@@ -219,6 +254,7 @@ class Trainer:
         self.step = state["step"]
         self.train_seconds = state["train_seconds"]
         self.log = state["log"]
+        self.calibrated = state["calibrated"]
         print(f"resuming {self.job.arm.name} at step {self.step}", file=sys.stderr)
 
     def _save(self) -> None:
@@ -231,17 +267,16 @@ class Trainer:
                 "step": self.step,
                 "train_seconds": self.train_seconds,
                 "log": self.log,
+                "calibrated": self.calibrated,
             },
         )
 
     def _finish(self, out_folder: Path) -> RowWriter:
         tokens = self.settings.steps * self.settings.batch_size * self.config.data.context
-        save_model(
-            out_folder / "checkpoint",
-            self.model,
-            self.data_folder,
-            facts={"steps": self.step, "tokens": tokens, "seed": self.job.seed},
-        )
+        facts: dict[str, Any] = {"steps": self.step, "tokens": tokens, "seed": self.job.seed}
+        if self.model.routes:
+            facts["routing"] = self._routing_facts()
+        save_model(out_folder / "checkpoint", self.model, self.data_folder, facts)
         mode = "compiled" if self.settings.compile else "eager"
         writer = self.job.writer(self.model, mode)
         for entry in self.log:

@@ -27,6 +27,7 @@ from ham.files import atomic_writer, read_json, sha256_file, write_json
 from ham.train.tokenizer import Tokenizer
 
 FORMAT = 1
+_COUNTED_AT_ONCE = 1 << 24
 
 
 def header_path(path: Path) -> Path:
@@ -98,6 +99,14 @@ class TokenShard:
             )
         except (KeyError, TypeError) as error:
             raise CorruptFileError(f"{header_path(path)} is not a shard header: {error}") from error
+
+    def count_tokens(self) -> np.ndarray:
+        """How often each token id occurs: int64, `vocabulary_size` entries."""
+        counts = np.zeros(self.vocabulary_size, dtype=np.int64)
+        for start in range(0, len(self.tokens), _COUNTED_AT_ONCE):
+            part = self.tokens[start : start + _COUNTED_AT_ONCE]
+            counts += np.bincount(part, minlength=self.vocabulary_size)
+        return counts
 
     def documents(self) -> Iterator[np.ndarray]:
         """The tokens of each document, a view without the end-of-text token."""

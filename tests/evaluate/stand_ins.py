@@ -37,6 +37,9 @@ class UniformModel(torch.nn.Module):
         """Nothing is remembered."""
         return StateBytes()
 
+    def check_scores(self) -> None:
+        """There is no router."""
+
     def forward(self, tokens_BT: torch.Tensor) -> DecoderOutput:
         self.batches.append(tuple(tokens_BT.shape))
         logits = torch.zeros(1).expand(*tokens_BT.shape, self.config.vocabulary_size)

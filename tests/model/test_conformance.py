@@ -87,7 +87,7 @@ def test_declared_bytes_are_the_allocated_ones(tiny_model, mixer, length, dtype)
     output = model.prefill(random_tokens(1, length), state)
     held = state.bytes_allocated()
     size = torch.finfo(dtype).bits // 8
-    declared = model.state_bytes(length, output.kv_fraction_per_layer() or 1.0, size)
+    declared = model.state_bytes(length, output.cache_fractions() or 1.0, size)
     assert declared.allocated == sum(held.values())
     assert declared.recurrent == held.get("recurrent", 0)
     assert declared.conv == held.get("conv", 0)
