@@ -129,16 +129,16 @@ class Grid:
     def _run_group(self, group: Sequence[Run]) -> list[list[Row]]:
         """Train runs side by side, then evaluate one after another."""
         begin = time.perf_counter()
-        trainers = [self._attempt(run, lambda run=run: self._trainer(run)) for run in group]
+        trainers = [_attempt(lambda run=run: self._trainer(run)) for run in group]
         ready = time.perf_counter()
         for _ in range(self.surroundings.config.train.steps):
-            for index, (run, trainer) in enumerate(zip(group, trainers, strict=True)):
+            for index, trainer in enumerate(trainers):
                 if isinstance(trainer, Trainer):
-                    failure = self._attempt(run, trainer.advance)
+                    failure = _attempt(trainer.advance)
                     trainers[index] = trainer if failure is None else failure
         losses = [
-            self._attempt(run, trainer.losses) if isinstance(trainer, Trainer) else trainer
-            for run, trainer in zip(group, trainers, strict=True)
+            _attempt(trainer.losses) if isinstance(trainer, Trainer) else trainer
+            for trainer in trainers
         ]
         trained = time.perf_counter()
         step_ms = 1e3 * (trained - ready) / self.surroundings.config.train.steps / len(group)
@@ -152,16 +152,6 @@ class Grid:
             f"{time.perf_counter() - trained:.1f} s"
         )
         return made
-
-    def _attempt(self, run: Run, work: Callable[[], Any]) -> Any:
-        """The result of `work`, or the message of what it raised; a defect is printed."""
-        try:
-            return work()
-        except Exception as error:
-            if not isinstance(error, HamError | ArithmeticError):
-                traceback.print_exc()
-            words = " ".join(str(error).split())
-            return _Failure(f"{type(error).__name__}: {words}"[:300])
 
     def _trainer(self, run: Run) -> Trainer:
         config, device = self.surroundings.config, self.surroundings.device
@@ -190,7 +180,7 @@ class Grid:
         writer = self._writer(run, trainer.model if isinstance(trainer, Trainer) else None)
         results: Any = losses
         if isinstance(losses, list):
-            results = self._attempt(run, lambda: self._evaluate(run, trainer.model))
+            results = _attempt(lambda: self._evaluate(run, trainer.model))
         if isinstance(results, _Failure):
             self.failed += 1
             add_failure(writer, run, config.evaluate.sizes, results.message)
@@ -242,3 +232,14 @@ class _Failure:
     """Why a run gave nothing."""
 
     message: str
+
+
+def _attempt(work: Callable[[], Any]) -> Any:
+    """The result of `work`, or a `_Failure` with what it raised; a defect is printed too."""
+    try:
+        return work()
+    except Exception as error:
+        if not isinstance(error, HamError | ArithmeticError):
+            traceback.print_exc()
+        words = " ".join(str(error).split())
+        return _Failure(f"{type(error).__name__}: {words}"[:300])
