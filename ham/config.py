@@ -97,6 +97,56 @@ class SkeletonConfig(Strict):
         return self
 
 
+class BetweenConfig(Strict):
+    """The mixer of the layers that an arm's own mixer leaves out."""
+
+    mixer: str = Field(description="A registered baseline; `ham baselines list` names them.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of that mixer; checked by the mixer itself."
+    )
+
+
+class PlacementConfig(Strict):
+    """The arm's mixer in chosen layers only, another one in the others."""
+
+    layers: Annotated[list[NonNegative], Field(min_length=1)] | None = Field(
+        default=None, description="Layers of the arm's own mixer, counted from 0."
+    )
+    every: Positive | None = Field(
+        default=None,
+        description="Instead of `layers`: every n-th layer, so layers n - 1, 2 n - 1, ...",
+    )
+    between: BetweenConfig
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> PlacementConfig:
+        if (self.layers is None) == (self.every is None):
+            raise ValueError(
+                "give either layers or every, not both or neither; received layers "
+                f"{self.layers}, every {self.every}"
+            )
+        if self.layers is not None and len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers must differ; received {self.layers}")
+        return self
+
+    def chosen(self, layers: int) -> list[int]:
+        """The layers that the arm's own mixer takes, out of `layers`.
+
+        Raises:
+            ValueError: If one is out of range, or none is left.
+        """
+        if self.layers is not None:
+            outside = [layer for layer in self.layers if layer >= layers]
+            if outside:
+                raise ValueError(
+                    f"layers {outside} are out of range; the model has layers 0..{layers - 1}"
+                )
+            return sorted(self.layers)
+        if self.every > layers:
+            raise ValueError(f"every {self.every} chooses none of {layers} layers")
+        return list(range(self.every - 1, layers, self.every))
+
+
 class ArmConfig(Strict):
     """One arm of the comparison: a registered mixer with its options under a name of its own."""
 
@@ -105,6 +155,15 @@ class ArmConfig(Strict):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of that mixer; checked by the mixer itself."
     )
+    placement: PlacementConfig | None = Field(
+        default=None, description="Which layers get it; null: all of them."
+    )
+
+    @property
+    def mixers(self) -> list[str]:
+        """The registered mixers that its layers use, its own first."""
+        between = [] if self.placement is None else [self.placement.between.mixer]
+        return list(dict.fromkeys([self.mixer, *between]))
 
 
 class TrainConfig(Strict):
@@ -235,6 +294,12 @@ class Config(Strict):
             raise ValueError(f"arm names must differ; received {names}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ; received {self.seeds}")
+        for index, arm in enumerate(self.arms):
+            if arm.placement is not None:
+                try:
+                    arm.placement.chosen(self.model.layers)
+                except ValueError as error:
+                    raise ValueError(f"arms.{index}.placement ({arm.name}): {error}") from error
         for key, length in self._lengths():
             if length > self.model.max_positions:
                 raise ValueError(
@@ -288,6 +353,9 @@ class Config(Strict):
 
         for arm in self.arms:
             parse_options(arm.mixer, arm.options, context=self.data.context)
+            if arm.placement is not None:
+                between = arm.placement.between
+                parse_options(between.mixer, between.options, context=self.data.context)
         if self.evaluate.lm_eval:
             check_task_names(self.evaluate.lm_eval.tasks)
         return self

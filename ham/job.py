@@ -138,6 +138,6 @@ def open_job(
             seed=arguments.seed,
             device=device,
             config_hash=stage_hash(config, stage, arm.name),
-            code_fingerprint=stage_fingerprint(stage, arm.mixer),
+            code_fingerprint=stage_fingerprint(stage, arm.mixers),
             manifest=collect_manifest(resolved, sys.argv, [arguments.seed], extra),
         )

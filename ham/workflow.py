@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ def parse_workflow_config(values: Mapping[str, Any]) -> Config:
     config = parse_config(dict(values))
     known = mixer_files()
     for arm in config.arms:
-        if arm.mixer not in known:
-            raise unknown_choice("mixer", arm.mixer, known)
+        for name in arm.mixers:
+            if name not in known:
+                raise unknown_choice("mixer", name, known)
     return config
 
 
@@ -96,12 +97,14 @@ def _registered_names(path: Path, mtime_ns: int) -> list[str]:
     return names
 
 
-def stage_modules(stage: str, mixer: str | None = None, root: Path | None = None) -> list[str]:
+def stage_modules(
+    stage: str, mixer: str | Sequence[str] | None = None, root: Path | None = None
+) -> list[str]:
     """The modules whose code decides the result of a stage.
 
     Args:
         stage: One of `STAGES`.
-        mixer: The registered mixer of the arm; its file alone counts among the baselines.
+        mixer: The registered mixers of the arm; their files alone count among the baselines.
         root: The repository; that of this file when None.
 
     Raises:
@@ -110,16 +113,19 @@ def stage_modules(stage: str, mixer: str | None = None, root: Path | None = None
     if stage not in STAGES:
         raise unknown_choice("stage", stage, STAGES)
     modules = [f"ham.cli.{stage}"]
-    if mixer is not None:
-        known = mixer_files(root)
-        if mixer not in known:
-            raise unknown_choice("mixer", mixer, known)
-        modules.append(known[mixer])
+    names = [mixer] if isinstance(mixer, str) else mixer or []
+    known = mixer_files(root) if names else {}
+    for name in names:
+        if name not in known:
+            raise unknown_choice("mixer", name, known)
+        modules.append(known[name])
     return modules
 
 
-def stage_fingerprint(stage: str, mixer: str | None = None, root: Path | None = None) -> str:
-    """Fingerprint of the code behind a stage, for the mixer of one arm."""
+def stage_fingerprint(
+    stage: str, mixer: str | Sequence[str] | None = None, root: Path | None = None
+) -> str:
+    """Fingerprint of the code behind a stage, for the mixers of one arm."""
     return fingerprint(*stage_modules(stage, mixer, root), root=root)
 
 

@@ -47,7 +47,9 @@ def train(arguments: argparse.Namespace) -> int:
     arguments.overrides = [*arguments.overrides, f"train.steps={arguments.steps}"]
     extra = {"environment": switches()}
     with open_job(arguments, "train", output=arguments.rows, extra=extra) as job:
-        code = fingerprint("ham.train.compare_kernels", mixer_files()[job.arm.mixer])
+        files = mixer_files()
+        own = [files[name] for name in job.arm.mixers]
+        code = fingerprint("ham.train.compare_kernels", *own)
         job = dataclasses.replace(job, code_fingerprint=code)
         names = choose_variants(arguments.variants, job.device)
         curves: list[Curve] = []

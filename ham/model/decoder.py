@@ -46,6 +46,8 @@ class ModelConfig:
     Attributes:
         arm: Name of the arm in the comparison.
         mixer: Registered mixer class; `options` are its options.
+        placement: `{"layers": [...], "mixer": name, "options": {...}}`: the layers that `mixer`
+            takes, and the mixer of the others; None where every layer takes `mixer`.
         vocabulary_size: Number of token ids.
         mlp_width: Hidden width of the SwiGLU.
         max_positions: Longest sequence the model may read.
@@ -66,6 +68,13 @@ class ModelConfig:
     context: int = 512
     tokenizer: str = "byte"
     kernels: str = "auto"
+    placement: dict[str, Any] | None = None
+
+    def layer_mixer(self, layer: int) -> tuple[str, dict[str, Any]]:
+        """Name and options of the mixer in one layer."""
+        if self.placement is None or layer in self.placement["layers"]:
+            return self.mixer, self.options
+        return self.placement["mixer"], self.placement["options"]
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
@@ -168,7 +177,7 @@ class Block(nn.Module):
 
 
 class DecoderLM(nn.Module):
-    """A causal language model around one kind of sequence mixer.
+    """A causal language model around one kind of sequence mixer, or two kinds in chosen layers.
 
     Raises:
         ConfigError: For an unknown mixer or options it refuses.
@@ -177,8 +186,6 @@ class DecoderLM(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        cls = mixer_class(config.mixer)
-        options = parse_options(config.mixer, config.options, config.context)
         rows = math.ceil(config.vocabulary_size / EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
         self.embedding = nn.Embedding(rows, config.width)
         self.blocks = nn.ModuleList()
@@ -192,7 +199,10 @@ class DecoderLM(nn.Module):
                 config.kernels,
                 config.vocabulary_size,
             )
-            self.blocks.append(Block(config.width, config.mlp_width, cls(shape, options)))
+            name, values = config.layer_mixer(layer)
+            options = parse_options(name, values, config.context)
+            mixer = mixer_class(name)(shape, options)
+            self.blocks.append(Block(config.width, config.mlp_width, mixer))
         self.final_norm = RMSNorm(config.width)
         self._initialise()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ham.config import ArmConfig, Config
@@ -67,4 +69,15 @@ def _with_mlp(config: Config, arm: ArmConfig, vocabulary_size: int, mlp_width: i
         context=config.data.context,
         tokenizer=config.data.tokenizer,
         kernels=config.model.kernels,
+        placement=_placement(config, arm),
     )
+
+
+def _placement(config: Config, arm: ArmConfig) -> dict[str, Any] | None:
+    if arm.placement is None:
+        return None
+    return {
+        "layers": arm.placement.chosen(config.model.layers),
+        "mixer": arm.placement.between.mixer,
+        "options": arm.placement.between.options,
+    }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ham.layer import HamOptions
 
 TIE_SCALE = 1e-3
-"""Share of a nat by which equally frequent tokens are told apart."""
+"""By how much tied tokens are told apart: in nats (lexical), in standard deviations (learned)."""
 
 
 @dataclass
@@ -188,7 +188,7 @@ class Router(nn.Module):
         if state_BTH is not None:
             return state_BTH if self.per_head else reduce_heads(state_BTH, self.options.reduction)
         if self.learned is not None:
-            return self.learned(x_BTD)
+            return self._told_apart(self.learned(x_BTD), position_BT)
         if name == "random":
             return self._random(position_BT, shape)
         if name == "periodic":
@@ -197,7 +197,8 @@ class Router(nn.Module):
         if name == "recency":
             return position_BT.float().expand(shape)
         if self.surprise is not None:
-            return self.surprise(self._hints(hints).tokens_BT) + TIE_SCALE * self._tie(position_BT)
+            surprise_BT = self.surprise(self._hints(hints).tokens_BT)
+            return surprise_BT + TIE_SCALE * self._tie(position_BT)
         wanted_BT = self._hints(hints).wanted_BT
         if wanted_BT is None:
             raise RoutingError(
@@ -216,6 +217,11 @@ class Router(nn.Module):
 
     def _tie(self, position_BT: Tensor) -> Tensor:
         return hash_uniform((TIE_STREAM, self.options.routing_seed, self.layer), position_BT)
+
+    def _told_apart(self, logit_BT: Tensor, position_BT: Tensor) -> Tensor:
+        """Break ties: in the first layer equal tokens have equal logits, a tenth of a text each."""
+        spread = self.controller.spread.nan_to_num(0.0)
+        return logit_BT + TIE_SCALE * spread * self._tie(position_BT)
 
     def _explored(self, score_BT: Tensor, position_BT: Tensor) -> Tensor | None:
         """Tokens that a learned router is to try whatever it thinks of them, in training only."""

@@ -205,13 +205,15 @@ class Trainer:
         return float(torch.stack(losses).mean())
 
     def _freeze(self) -> None:
-        """Set every routing threshold on a held-out split and keep it for the rest of the run."""
+        """Set every routing threshold on a held-out split; the closed loop ends.
+
+        Done once more with the final weights: the scores go on moving while the weights do.
+        """
         if not self.model.routes:
             return
+        batches = self._held_out("calibration", self.settings.calibration_batches)
         with self._autocast():
-            self.calibrated = calibrate(
-                self.model, self._held_out("calibration", self.settings.calibration_batches)
-            )
+            self.calibrated = calibrate(self.model, batches)
 
     def _held_out(self, split: str, count: int) -> list[Tensor]:
         """The first batches of a held-out split, `tokens_BT`; the same for every arm."""
@@ -228,6 +230,8 @@ class Trainer:
 
     def _routing_facts(self) -> dict[str, Any]:
         """What the routers were asked for and what they do on validation text, by layer."""
+        if self.freeze_step < self.settings.steps:
+            self._freeze()
         self.model.eval()
         count = max(self.settings.validation_batches, self.settings.calibration_batches)
         with self._autocast():
@@ -254,7 +258,6 @@ class Trainer:
         self.step = state["step"]
         self.train_seconds = state["train_seconds"]
         self.log = state["log"]
-        self.calibrated = state["calibrated"]
         print(f"resuming {self.job.arm.name} at step {self.step}", file=sys.stderr)
 
     def _save(self) -> None:
@@ -267,7 +270,6 @@ class Trainer:
                 "step": self.step,
                 "train_seconds": self.train_seconds,
                 "log": self.log,
-                "calibrated": self.calibrated,
             },
         )
 

@@ -33,7 +33,7 @@ CONFIG_FILE = f"{RUN}/config.yaml"
 REPORT = report_folder(CONFIG)
 JOB = f"{RUN}/models/{{arm}}/seed{{seed}}"
 LOG = f"{RUN}/logs/{{arm}}/seed{{seed}}"
-MIXERS = {arm.name: arm.mixer for arm in CONFIG.arms}
+MIXERS = {arm.name: arm.mixers for arm in CONFIG.arms}
 GPU = gpus_per_job(CONFIG)
 FULL = CONFIG.scale == "full"
 MEMORY_MB = 32000 if FULL else 3500
