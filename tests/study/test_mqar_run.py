@@ -109,8 +109,8 @@ def test_the_learning_rate_is_chosen_on_a_seed_that_is_not_reported(
 ):
     values = yaml.safe_load(config_file.read_text())
     values |= {"learning_rates": [1e-9, 0.02], "fillers": ["blank"], "seeds": [3], "arms": [GOOD]}
-    values["train"] |= {"steps": 30, "batch_size": 16}
-    values["evaluate"]["examples"] = 100
+    values["train"] |= {"steps": 12, "batch_size": 8}
+    values["evaluate"]["examples"] = 60
     config_file.write_text(yaml.safe_dump(values))
     assert run(config_file, tmp_path / "rows") == 0
     found = rows_of(tmp_path / "rows")
