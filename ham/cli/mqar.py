@@ -31,6 +31,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--learning-rate", type=float, metavar="RATE", help="this rate for all; no tuning"
     )
     grid.add_argument("--device", choices=DEVICES, help="instead of the configured one")
+    grid.add_argument("--eager", action="store_true", help="no CUDA graphs, for every arm alike")
     grid.add_argument("--jobs", type=int, default=1, help="runs side by side on the device")
     grid.add_argument(
         "--minutes",
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             device_name(device.type, manifest["gpus"]),
             manifest,
             codes,
+            eager=arguments.eager,
         )
         grid = Grid(
             around,

@@ -163,7 +163,8 @@ class Grid:
             self._data[key] = TrainingData(config, run.filler, run.seed, device)
         torch.manual_seed(generator(torch.device("cpu"), "weights", run.seed).initial_seed())
         model = RecallModel(config, run.seeded_arm, run.width).to(device)
-        trainer = Trainer(model, self._data[key], config.train, run.learning_rate)
+        graphs = not self.surroundings.eager
+        trainer = Trainer(model, self._data[key], config.train, run.learning_rate, graphs)
         trainer.start()
         return trainer
 
@@ -219,7 +220,7 @@ class Grid:
             parameters=None if model is None else model.count_parameters(),
             seed=run.seed,
             provider="torch" if model is None else used_providers(model),
-            launch_mode="cuda_graph" if around.device.type == "cuda" else "eager",
+            launch_mode=around.launch_mode,
             device=around.device_name,
             config_hash=around.config_hash(run),
             code_fingerprint=around.codes[run.arm.mixer],

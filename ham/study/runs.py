@@ -81,6 +81,7 @@ class Surroundings:
         device_name: For readers; `device` is where torch computes.
         manifest: Of the command.
         codes: Fingerprint of the code behind each mixer.
+        eager: Whether a GPU works without CUDA graphs.
     """
 
     config: MqarConfig
@@ -89,6 +90,12 @@ class Surroundings:
     device_name: str
     manifest: dict[str, Any]
     codes: dict[str, str]
+    eager: bool = False
+
+    @property
+    def launch_mode(self) -> str:
+        """How the training steps of every run are launched."""
+        return "eager" if self.eager or self.device.type == "cpu" else "cuda_graph"
 
     def rows_path(self, run: Run) -> Path:
         """The file of a run's rows."""
@@ -105,7 +112,7 @@ class Surroundings:
                 "model": [config.layers, config.heads, config.vocabulary_size, config.longest],
                 "train": config.train.model_dump(mode="json"),
                 "evaluate": config.evaluate.model_dump(mode="json"),
-                "device": self.device.type,
+                "device": [self.device.type, self.launch_mode],
             }
         )
 

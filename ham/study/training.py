@@ -76,10 +76,16 @@ class Trainer:
         data: Its batches, on the device.
         settings: Steps, optimiser, precision.
         learning_rate: Peak rate.
+        graphs: Whether a GPU replays its steps as CUDA graphs.
     """
 
     def __init__(
-        self, model: RecallModel, data: TrainingData, settings: MqarTrain, learning_rate: float
+        self,
+        model: RecallModel,
+        data: TrainingData,
+        settings: MqarTrain,
+        learning_rate: float,
+        graphs: bool = True,
     ):
         self.model, self.data, self.settings = model, data, settings
         device = model.device
@@ -96,7 +102,7 @@ class Trainer:
         self.batch_index_1 = [torch.zeros_like(self.step_index_1) for _ in data.stores]
         self._replay: list[Callable[[], None]] | None = None
         self._replay_cycle: Callable[[], None] | None = None
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if graphs and device.type == "cuda" else None
 
     def start(self) -> None:
         """Set the thresholds' start and, on a GPU, capture every graph."""

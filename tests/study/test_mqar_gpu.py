@@ -42,9 +42,7 @@ def test_graphs_train_like_eager_steps(tiny_study, gpu, mixer: str, options: dic
     for captured in (True, False):
         torch.manual_seed(0)
         model = RecallModel(config, config.arms[0], 32).to(gpu)
-        trainer = Trainer(model, data, config.train, 0.003)
-        if not captured:
-            trainer.stream = None
+        trainer = Trainer(model, data, config.train, 0.003, graphs=captured)
         trainer.start()
         for _ in range(STEPS):
             trainer.advance()
