@@ -90,6 +90,22 @@ def test_the_warm_up_before_a_capture_leaves_no_trace(tiny_study, arm: str):
     assert losses[0] == losses[1]
 
 
+def test_recorded_steps_are_replayed_in_the_order_of_the_schedule(
+    tiny_study, monkeypatch: pytest.MonkeyPatch
+):
+    """Everything of a capture but the recording itself, which needs a GPU."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(Trainer, "_record", lambda self, work, pool: work)
+    eager, replayed = make_trainer(tiny_study()), make_trainer(tiny_study())
+    eager.start()
+    replayed.start()
+    replayed._capture()
+    assert train(replayed) == train(eager)
+    for mine, other in zip(replayed.model.parameters(), eager.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_thresholds_start_at_their_target_follow_and_freeze(tiny_study):
     config = tiny_study(train={"steps": 20, "freeze_fraction": 0.6})
     trainer = make_trainer(config)
