@@ -187,7 +187,11 @@ class TrainConfig(Strict):
     log_every: Positive = 10
     validation_every: Positive = Field(default=50, description="Steps between validation losses.")
     validation_batches: Positive = 4
-    calibration_batches: Positive = 4
+    calibration_batches: Positive = Field(
+        default=32,
+        description="Batches of the calibration split that set the routing thresholds. Text varies "
+        "between documents: 8,000 tokens missed a validation share by up to 0.03, 65,000 by 0.008.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 autocast on a CUDA device, float32 elsewhere."
     )

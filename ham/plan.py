@@ -27,6 +27,8 @@ FLOAT32_BYTES = 4
 # Weights and the two moments of AdamW.
 STATE_COPIES = 3
 TRAINING_PASSES = 3.0
+# Scores, then the layer's output with the threshold they gave.
+CALIBRATION_PASSES = 2
 ASSUMED_TASK_DOCUMENTS = 1000
 
 
@@ -210,8 +212,11 @@ class Plan:
         train = self.config.train
         forward = model.forward_flops(self.config.data.context, fraction)
         validations = math.ceil(train.steps / train.validation_every) * train.validation_batches
-        calibrations = train.calibration_batches if model.routes else 0
-        sequences = TRAINING_PASSES * train.steps + validations + calibrations
+        sequences = TRAINING_PASSES * train.steps + validations
+        if model.routes:
+            # Thresholds are set at the freeze and at the end; then validation shares are counted.
+            sequences += 2 * CALIBRATION_PASSES * train.calibration_batches
+            sequences += max(train.validation_batches, train.calibration_batches)
         return forward * train.batch_size * sequences
 
     def _evaluate_flops(self, model: DecoderLM, fraction: float) -> float:
@@ -229,7 +234,8 @@ class Plan:
         if evaluate.recall:
             sequences.append((context, len(evaluate.recall.pairs) * evaluate.recall.samples))
         if evaluate.dial and model.routes:
-            calibration = self.config.train.calibration_batches * self.config.train.batch_size
+            batches = CALIBRATION_PASSES * self.config.train.calibration_batches
+            calibration = batches * self.config.train.batch_size
             count = evaluate.dial.tokens / context + calibration
             sequences.append((context, len(evaluate.dial.fractions) * count))
         return sum(count * model.forward_flops(length, fraction) for length, count in sequences)

@@ -61,15 +61,21 @@ def realised_fractions(
     Args:
         model: The model, in evaluation mode.
         batches: As in `calibrate`.
+
+    Returns:
+        The share by layer.
     """
-    told = _with_hints(batches)
-    hidden = _embedded(model, told)
-    shares = {}
-    for layer, block in enumerate(model.blocks):
-        hidden, share = _advance(block, hidden, told)
-        if share is not None:
-            shares[layer] = share
-    return shares
+    kept: dict[int, float] = {}
+    tokens = 0
+    for hints in _with_hints(batches):
+        tokens += hints.tokens_BT.numel()
+        x_BTD = model.embedding(hints.tokens_BT)
+        for layer, block in enumerate(model.blocks):
+            x_BTD, aux = block(x_BTD, hints)
+            share_BT = aux.kept_share_BT()
+            if share_BT is not None:
+                kept[layer] = kept.get(layer, 0.0) + float(share_BT.double().sum())
+    return {layer: count / tokens for layer, count in kept.items()}
 
 
 def thresholds(model: DecoderLM) -> list[float]:

@@ -216,11 +216,14 @@ class Trainer:
             self.calibrated = calibrate(self.model, batches)
 
     def _held_out(self, split: str, count: int) -> list[Tensor]:
-        """The first batches of a held-out split, `tokens_BT`; the same for every arm."""
+        """Micro-batches `tokens_BT` of the first batches of a split; the same for every arm."""
         sampler = self._sampler(split, 0.0, HELD_OUT_SEED)
         return [
-            torch.as_tensor(sampler.batch(index).inputs_BT).to(self.job.device)
+            part_BT
             for index in range(count)
+            for part_BT in torch.as_tensor(sampler.batch(index).inputs_BT)
+            .to(self.job.device)
+            .chunk(self.settings.accumulate)
         ]
 
     def _count_tokens(self) -> None:
