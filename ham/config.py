@@ -382,7 +382,7 @@ def load_config(
     files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     merged: dict[str, Any] = {}
     for path in files:
-        merged = _overlay(merged, _read_yaml(path))
+        merged = _overlay(merged, read_yaml(path))
     for override in overrides:
         merged = _overlay(merged, _parse_override(override))
     return parse_config(merged, source=" + ".join(str(path) for path in files))
@@ -451,7 +451,13 @@ def _legal_range(schema: dict[str, Any]) -> str:
     return ""
 
 
-def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """The map in a YAML file.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        ConfigError: If it cannot be read or holds no map.
+    """
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

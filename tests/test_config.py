@@ -11,7 +11,8 @@ from ham.errors import ConfigError, MissingDataError
 from ham.fingerprint import repository_root
 
 FOLDER = repository_root() / "workflow/config"
-SHIPPED = sorted(path.name for path in FOLDER.glob("*.yaml") if path.stem != "claims")
+OTHER_CLASSES = ("claims", "mqar")
+SHIPPED = sorted(path.name for path in FOLDER.glob("*.yaml") if path.stem not in OTHER_CLASSES)
 MINIMAL = {"name": "x", "arms": [{"name": "a", "mixer": "transformer"}]}
 
 

@@ -34,6 +34,7 @@ COMMANDS = (
     "fetch_evals",
     "lm_eval",
     "generate",
+    "mqar",
     "gc",
 )
 

@@ -1,0 +1,248 @@
+"""Training and evaluation of the study: it learns, and a step is fit for a CUDA graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from statistics import mean
+
+import pytest
+import torch
+
+from ham.model.mixer import MixerAux
+from ham.study.config import MqarConfig, Size
+from ham.study.data import Examples
+from ham.study.evaluation import evaluate_size, held_out
+from ham.study.model import RecallModel
+from ham.study.training import Trainer, TrainingData, rate_at
+
+CPU = torch.device("cpu")
+ARMS = {
+    name: {"name": name, "mixer": mixer, "options": options}
+    for name, mixer, options in (
+        ("transformer", "transformer", {}),
+        ("gated-delta-rule", "gated_delta_rule", {}),
+        ("sliding-window", "sliding_window", {"window": 8}),
+        ("ham-committed", "ham", {"score": "committed"}),
+        ("ham-learned", "ham", {"score": "learned", "sink": "zero"}),
+        ("ham-oracle", "ham", {"score": "oracle"}),
+        ("ham-random", "ham", {"score": "random"}),
+    )
+}
+GPU_KERNELS = {"ham": "triton", "gated_delta_rule": "triton"}
+# What a host would wait for; `tolist` on a CPU is seen by fake tensors only.
+REFUSE = """
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+WAITING = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.equal)
+
+class Refuse(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket not in WAITING, f"{function} waits for the device"
+        return function(*args, **(kwargs or {}))
+"""
+
+
+def make_trainer(config: MqarConfig, kernels: str = "auto") -> Trainer:
+    torch.manual_seed(0)
+    model = RecallModel(config, config.arms[0], config.widths[0], kernels)
+    data = TrainingData(config, config.fillers[0], config.seeds[0], CPU)
+    return Trainer(model, data, config.train, config.learning_rates[0])
+
+
+def train(trainer: Trainer) -> list[float]:
+    for _ in range(trainer.settings.steps):
+        trainer.advance()
+    return trainer.losses()
+
+
+def test_it_learns_to_recall(tiny_study):
+    config = tiny_study(
+        train={
+            "steps": 60,
+            "batch_size": 32,
+            "mixture": [{"length": 64, "pairs": 4, "weight": 2}, {"length": 64, "pairs": 8}],
+        },
+        evaluate={"examples": 100, "batch_size": 50, "sizes": [{"length": 64, "pairs": 4}]},
+    )
+    trainer = make_trainer(config)
+    trainer.start()
+    losses = train(trainer)
+    assert mean(losses[-6:]) < 0.8 * mean(losses[:6])
+    size = config.evaluate.sizes[0]
+    result = evaluate_size(trainer.model, held_out(config, size, "blank", CPU), size, 50)
+    assert result.accuracy > 3 / 31, "no better than three times a guess among the values"
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_warm_up_before_a_capture_leaves_no_trace(tiny_study, arm: str):
+    losses = []
+    for warm in (False, True):
+        trainer = make_trainer(tiny_study(arms=[ARMS[arm]]))
+        trainer.start()
+        if warm:
+            trainer.warm_up()
+        losses.append(train(trainer))
+    assert losses[0] == losses[1]
+
+
+def test_recorded_steps_are_replayed_in_the_order_of_the_schedule(
+    tiny_study, monkeypatch: pytest.MonkeyPatch
+):
+    """Everything of a capture but the recording itself, which needs a GPU."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(Trainer, "_record", lambda self, work, pool: work)
+    eager, replayed = make_trainer(tiny_study()), make_trainer(tiny_study())
+    eager.start()
+    replayed.start()
+    replayed._capture()
+    assert train(replayed) == train(eager)
+    for mine, other in zip(replayed.model.parameters(), eager.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_thresholds_start_at_their_target_follow_and_freeze(tiny_study):
+    config = tiny_study(train={"steps": 20, "freeze_fraction": 0.6})
+    trainer = make_trainer(config)
+    trainer.start()
+    controllers = [block.mixer.controller for block in trainer.model.blocks]
+    seen = [[float(controller.threshold) for controller in controllers]]
+    for _ in range(20):
+        trainer.advance()
+        seen.append([float(controller.threshold) for controller in controllers])
+    moved = [step for step in range(1, 21) if seen[step] != seen[step - 1]]
+    # Once in each cycle of three steps, and at the calibration after step 12.
+    assert moved == [3, 6, 9, 12]
+    assert all(bool(controller.frozen) for controller in controllers)
+
+
+# One process for all, as it takes seconds to start. Prints what each step raised, by case.
+CHECK = """
+import json
+from contextlib import nullcontext
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from conftest import TINY
+from ham.study.config import parse_mqar_config
+from test_mqar_training import ARMS, GPU_KERNELS, make_trainer
+
+def waits(arm, kernels, mode):
+    train = {"steps": 2, "batch_size": 1, "mixture": [{"length": 16, "pairs": 2}]}
+    config = parse_mqar_config({**TINY, "train": train, "arms": [ARMS[arm]]}, source="test")
+    trainer = make_trainer(config, kernels)
+    trainer.model.train()
+    for controller in trainer.model.controllers:
+        controller.freeze(0.5, 0.25)
+    try:
+        with mode:
+            trainer.step(0)
+            trainer.model.end_step()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no"
+
+found = {}
+for arm in ARMS:
+    kernels = GPU_KERNELS.get(ARMS[arm]["mixer"], "auto")
+    found[arm] = waits(arm, kernels, FakeTensorMode(allow_non_fake_inputs=True))
+found["computed"] = waits("ham-committed", "triton", Refuse())
+for_cpu = FakeTensorMode(allow_non_fake_inputs=True)
+found["packing for a CPU"] = waits("ham-committed", "torch", for_cpu)
+print(json.dumps(found))
+"""
+
+
+def test_no_step_waits_for_the_device():
+    """Traced on tensors without values, with the operators of a GPU; one arm is also computed.
+
+    The provider of a CPU asks the device for its longest row, which the check must find.
+    """
+    here = os.path.dirname(__file__)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{REFUSE}{CHECK}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found.pop("packing for a CPU").startswith("DataDependentOutputException")
+    assert set(found.values()) == {"no"}, found
+    assert len(found) == len(ARMS) + 1
+
+
+def test_a_diverged_run_says_at_which_step(tiny_study):
+    trainer = make_trainer(tiny_study(train={"freeze_fraction": 1.0}))
+    trainer.start()
+    trainer.advance()
+    with torch.no_grad():
+        trainer.model.embedding.weight.fill_(float("nan"))
+    trainer.advance()
+    with pytest.raises(ArithmeticError, match="the loss is nan at step 2"):
+        trainer.losses()
+
+
+def test_learning_rates_rise_and_fall_to_zero(tiny_study):
+    settings = tiny_study(train={"steps": 100, "warmup_fraction": 0.1}).train
+    rates = [rate_at(step, settings, 1.0) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.001
+
+
+class Parrot(torch.nn.Module):
+    """Answers every query with value 40 and routes what it is told."""
+
+    device = CPU
+
+    def __init__(self, routed_BT: torch.Tensor):
+        super().__init__()
+        self.routed_BT = routed_BT
+        self.blocks = []
+
+    def forward(self, examples: Examples):
+        logits_BPC = torch.zeros(*examples.queries_NP.shape, 64)
+        logits_BPC[..., 40] = 1
+        rows = self.routed_BT[: len(examples.tokens_NT)]
+        return logits_BPC, [MixerAux(routed_BT=rows), MixerAux()]
+
+
+def test_accuracy_and_routing_are_counted_by_hand():
+    # key value key value filler filler query query, twice.
+    classes = torch.tensor([[1, 2, 1, 2, 0, 0, 3, 3]] * 2, dtype=torch.int8)
+    examples = Examples(
+        torch.zeros(2, 8, dtype=torch.int64),
+        classes,
+        torch.tensor([[6, 7], [6, 7]]),
+        torch.tensor([[40, 41], [42, 40]]),
+    )
+    routed = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 0]] * 2, dtype=torch.bool)
+    size = Size(length=8, pairs=2)
+    for batch in (1, 2):
+        result = evaluate_size(Parrot(routed), examples, size, batch)
+        assert (result.right, result.queries) == (2, 4)
+        assert result.accuracy == 0.5
+        assert result.class_tokens == [4, 4, 4, 4]
+        assert result.routed == {0: [2, 2, 4, 0]}
+        assert result.kv_fraction == result.fraction(0) == 0.5
+        assert result.kept(0) == 1.0
+        assert result.precision(0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arm", "fraction"),
+    [("transformer", 1.0), ("gated-delta-rule", None), ("sliding-window", 0.5)],
+)
+def test_a_model_that_does_not_route_declares_its_cache(tiny_study, arm, fraction):
+    config = tiny_study(arms=[ARMS[arm]])
+    model = RecallModel(config, config.arms[0], 32)
+    size = Size(length=16, pairs=2)
+    result = evaluate_size(model, held_out(config, size, "blank", CPU), size, 5)
+    assert result.kv_fraction == fraction
