@@ -33,6 +33,7 @@ COMMANDS = (
     "fetch_evals",
     "lm_eval",
     "generate",
+    "export",
     "gc",
 )
 
