@@ -16,8 +16,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and name its files."""
+    from ham.hf.requirement import require_transformers
+
+    require_transformers()
+    from transformers.utils import logging
+
     from ham.hf import export
 
+    logging.disable_progress_bar()
     export(arguments.checkpoint, arguments.folder)
     for path in sorted(arguments.folder.iterdir()):
         print(f"{path} {path.stat().st_size:,} bytes")

@@ -7,7 +7,6 @@ without padding is one group; one of G different lengths costs G steps per token
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,17 +33,20 @@ class RowGroup:
     rows: list[int]
     state: DecoderState
 
-    def split(self, parts: Iterable[list[int]]) -> list[RowGroup]:
-        """Groups of these rows, each with a memory of its own."""
-        parts = list(parts)
+    def split(self, parts: list[list[int]], model: DecoderLM) -> list[RowGroup]:
+        """Groups of these rows, as long as nothing was read.
+
+        Raises:
+            ConfigError: If there is more than one part of a memory that is not empty.
+        """
         if len(parts) == 1:
             return [self]
-        made = []
-        for rows in parts:
-            group = RowGroup(self.rows, copy.deepcopy(self.state))
-            group.keep([self.rows.index(row) for row in rows], rows)
-            made.append(group)
-        return made
+        if self.state.position:
+            raise ConfigError(
+                f"rows {self.rows} have read {self.state.position} tokens each and now get "
+                "different numbers of tokens; legal: equally many, or a cache per row"
+            )
+        return [RowGroup(rows, model.init_state(len(rows))) for rows in parts]
 
     def keep(self, local: list[int], rows: list[int]) -> None:
         """Keep the members `local` (repeats allowed), which become the rows `rows`."""
@@ -65,11 +67,13 @@ class HamCache(Cache):
         self.groups: list[RowGroup] = []
         self.columns = 0
 
+    @torch.no_grad()
     def advance(self, model: DecoderLM, tokens_BT: Tensor, spans: list[Span]) -> Tensor:
         """Read the real tokens of the next T columns; `logits_BTV`, zero at padding.
 
         Raises:
-            ConfigError: If the number of rows changed or a row exceeds the position range.
+            ConfigError: If the number of rows changed, rows that went together part, or a row
+                exceeds the position range.
         """
         self._regroup(model, spans)
         self.columns += tokens_BT.shape[1]
@@ -164,7 +168,9 @@ class HamCache(Cache):
                 f"the cache holds {self.batch_size} sequences, input_ids has {len(spans)}"
             )
         self.groups = [
-            part for group in self.groups for part in group.split(rows_by_length(group.rows, spans))
+            part
+            for group in self.groups
+            for part in group.split(rows_by_length(group.rows, spans), model)
         ]
 
 

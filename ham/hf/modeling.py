@@ -96,7 +96,7 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: Int64 token ids, batch by time.
             attention_mask: Ones at tokens and zeros at padding before or after them, batch by
                 time; the columns in the cache may be included. Padding is never read.
-            cache: What was read before; it is updated.
+            cache: What was read before; it is updated. No gradient passes through it.
             labels: Int64 token ids as `input_ids`, -100 where not scored; shifted here. Padding is
                 not scored.
             use_cache: Make a cache if none is given.
