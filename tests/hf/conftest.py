@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-transformers = pytest.importorskip("transformers", minversion="5.24")
-transformers.utils.logging.disable_progress_bar()
-
 
 @pytest.fixture
 def saved(tiny_model, tmp_path: Path) -> Callable[..., Path]:
     """`saved("ham")`: a Hugging Face folder of a tiny model with the byte tokenizer."""
+    from transformers.utils import logging
+
     from ham.hf import save
     from ham.train.tokenizer import ByteTokenizer
+
+    logging.disable_progress_bar()
 
     def make(mixer: str, **options) -> Path:
         folder = tmp_path / f"{mixer}-folder"

@@ -9,6 +9,9 @@ import pickle
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("transformers", minversion="5.24")
+
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer

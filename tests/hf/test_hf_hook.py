@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+
+pytest.importorskip("transformers", minversion="5.24")
+
 import transformers
 
 from ham.hf import HamConfig, HamForCausalLM, hook
@@ -15,10 +18,12 @@ import sys, threading
 import ham
 heavy = {"transformers", "torch", "lm_eval", "datasets", "matplotlib", "triton"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
+# In one thread: transformers replaces itself in sys.modules, and threads may see what was before.
+import transformers
+assert "ham.hf.modeling" not in sys.modules
 found, wait = [], threading.Barrier(4)
 def look():
     wait.wait()
-    import transformers
     classes = transformers.AutoConfig, transformers.AutoModelForCausalLM, transformers.AutoTokenizer
     found.append(transformers.CONFIG_MAPPING["ham-bench"])
     found.append(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[found[-1]])

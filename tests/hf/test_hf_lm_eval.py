@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("transformers", minversion="5.24")
 pytest.importorskip("accelerate")
 
 from lm_eval.api.instance import Instance

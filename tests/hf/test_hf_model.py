@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+
+pytest.importorskip("transformers", minversion="5.24")
+
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 

@@ -7,6 +7,9 @@ import random
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("transformers", minversion="5.24")
+
 from tokenizers import Tokenizer as Library
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
