@@ -34,6 +34,7 @@ COMMANDS = (
     "fetch_evals",
     "lm_eval",
     "generate",
+    "export",
     "mqar",
     "gc",
 )

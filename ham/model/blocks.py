@@ -43,10 +43,20 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_dim: int, max_positions: int, base: float = 10_000.0):
         super().__init__()
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-        angle = torch.outer(torch.arange(max_positions, dtype=torch.float64), base**-exponent)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        self.head_dim = head_dim
+        self.base = base
+        for name in ("cos", "sin"):
+            table = torch.empty(max_positions, head_dim // 2, dtype=torch.float32)
+            self.register_buffer(name, table, persistent=False)
+        self.fill_tables()
+
+    def fill_tables(self) -> None:
+        """Compute the tables, which are not stored with the weights."""
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim
+        positions = torch.arange(self.cos.shape[0], dtype=torch.float64)
+        angle = torch.outer(positions, self.base**-exponent)
+        self.cos.copy_(angle.cos())
+        self.sin.copy_(angle.sin())
 
     def forward(self, x_BTHK: Tensor, start: int | Tensor = 0) -> Tensor:
         """Rotate `x_BTHK`, whose first token stands at position `start`; keeps the dtype.

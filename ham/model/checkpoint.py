@@ -1,7 +1,8 @@
 """Saving and loading a model: `model.safetensors`, `model.json`, the tokenizer beside them.
 
 `model.json` is written last and carries the checksum of the weights, so a folder with a readable
-`model.json` is complete.
+`model.json` is complete. A folder that `ham export` wrote has a `config.json` instead and is read
+as well, without transformers.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ham.errors import CorruptFileError, MissingDataError
+from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.files import atomic_writer, read_json, sha256_file, write_json
 from ham.model.decoder import DecoderLM, ModelConfig
 
 FORMAT_VERSION = 1
 TOKENIZER_FILE = "tokenizer.json"
+# The layout of `ham.hf`: `model_type` and the key of the configuration in `config.json`, and what
+# stands before the names of the weights.
+HF_CONFIG_FILE = "config.json"
+HF_MODEL_TYPE = "ham-bench"
+HF_CONFIG_KEY = "ham"
+HF_STATE_PREFIX = "decoder."
 
 
 def save_model(
@@ -62,33 +69,41 @@ def load_model(folder: str | os.PathLike, device: str | torch.device = "cpu") ->
     Raises:
         MissingDataError: If the folder holds no model.
         CorruptFileError: If the weights do not match their checksum or the configuration.
+        ConfigError: If the folder has the Hugging Face layout but not a model of this project.
     """
     folder = Path(folder)
     description = read_description(folder)
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise MissingDataError(f"{weights} does not exist")
-    if sha256_file(weights) != description["sha256"]:
+    checksum = description["sha256"]
+    if checksum is not None and sha256_file(weights) != checksum:
         raise CorruptFileError(
             f"{weights} does not match the checksum in model.json: truncated or changed; "
             "delete the folder and train again"
         )
     model = DecoderLM(ModelConfig.from_dict(description["config"]))
     try:
-        model.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        model.load_state_dict(
+            {name.removeprefix(HF_STATE_PREFIX): tensor for name, tensor in tensors.items()}
+        )
     except (SafetensorError, RuntimeError) as error:
-        raise CorruptFileError(f"{weights} does not fit its model.json: {error}") from error
+        raise CorruptFileError(f"{weights} does not fit its configuration: {error}") from error
     return model.to(device).eval()
 
 
 def read_description(folder: str | os.PathLike) -> dict[str, Any]:
-    """The content of `model.json`.
+    """The content of `model.json`, or the same of a Hugging Face folder, without a checksum.
 
     Raises:
         MissingDataError: If there is none.
         CorruptFileError: If it is not one of ours.
+        ConfigError: If a Hugging Face folder holds another kind of model.
     """
     path = Path(folder) / "model.json"
+    if not path.exists() and (Path(folder) / HF_CONFIG_FILE).exists():
+        return read_hf_config(Path(folder) / HF_CONFIG_FILE)
     if not path.exists():
         raise MissingDataError(f"{folder} holds no model: {path} does not exist")
     description = read_json(path)
@@ -99,6 +114,29 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any]:
             + (f"; it lacks {', '.join(sorted(missing))}" if missing else "")
         )
     return description
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """A `config.json` that `ham.hf` wrote, in the form of a description without a checksum.
+
+    Raises:
+        MissingDataError: If there is no such file.
+        CorruptFileError: If it is not JSON.
+        ConfigError: If it describes another kind of model.
+    """
+    values = read_json(path)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind != HF_MODEL_TYPE or not isinstance(values.get(HF_CONFIG_KEY), dict):
+        raise ConfigError(
+            f"{path} describes a model of type {kind!r}, its keys are {sorted(values)[:8]}; "
+            f"legal: type {HF_MODEL_TYPE!r} and its configuration under {HF_CONFIG_KEY!r}"
+        )
+    return {
+        "format_version": FORMAT_VERSION,
+        "config": values[HF_CONFIG_KEY],
+        "sha256": None,
+        "facts": values.get("facts") or {},
+    }
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -27,6 +27,7 @@ def test_it_is_registered_under_its_name() -> None:
     from lm_eval.api.registry import get_model
 
     assert get_model("ham") is HamLM
+    assert get_model("dummy").__name__ == "DummyLM", "lm-eval's own models stay known"
 
 
 def test_loglikelihood_of_text() -> None:
