@@ -227,6 +227,7 @@ def paged_attention(
         FUSED=tile.fused,
         EPSILON=NORM_EPSILON,
         num_warps=tile.warps,
+        maxnreg=attention_registers(tile, max(key_size, value_size)),
     )
 
 
@@ -284,6 +285,16 @@ def step_warps(key_size: int) -> int:
     K = 128 and 8 warps every thread then loads 317 numbers by one instead of 61.
     """
     return max(triton.next_power_of_2(key_size) // 32, 1)
+
+
+def attention_registers(tile: AttentionTile, head_size: int) -> int:
+    """Most registers of a thread of paged attention.
+
+    Left to itself, ptxas aims for fewer, lets five of the eight loads of a tile be under way
+    together (K = V = 128, bfloat16, 4 warps), and spills for some tiles.
+    """
+    numbers = tile.tokens * triton.next_power_of_2(head_size) // (32 * tile.warps)
+    return 128 if numbers <= 32 else 255
 
 
 def _recurrence_sizes(parts: Recurrence) -> dict[str, Any]:
