@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "measure",
+    "inspect",
     "report",
     "publish",
     "plan",
