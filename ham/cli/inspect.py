@@ -27,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="PAGE", help="HTML page to write")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON-lines file to write")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--layer", type=int, nargs="+", metavar="N", help="layers to show (default: all that route)"
     )

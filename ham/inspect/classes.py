@@ -47,11 +47,8 @@ shall she should so some such than that the their them then there these they thi
 us was we were what when which who whom will with would you your
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
-# fmt: off
-TITLES = frozenset(
-    ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Rev", "Hon", "Col", "Gen", "Capt", "Sir", "Lady", "Lord")
-)
-# fmt: on
+_TITLE_TEXT = "Mr Mrs Ms Dr St Prof Rev Hon Col Gen Capt Sir Lady Lord"
+TITLES = frozenset(_TITLE_TEXT.split())
 
 _UNIT = re.compile(r"(?P<number>\d+(?:[.,:]\d+)*)|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)*)")
 _POSSESSIVE = re.compile(r"['’]s$")
