@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from ham.cli import main
+from ham.cli.report import inspection_link
+from ham.errors import ConfigError, MissingDataError
 from ham.inspect.page import render_inspection
 from ham.inspect.shares import class_shares, kept_share, table_lines
 from ham.inspect.text import tokenise
@@ -207,6 +209,20 @@ def test_long_texts_are_cut_with_a_note(checkpoint: Callable, tmp_path: Path, ca
     note = "cut after the first 1,024 tokens of 2,400"
     assert note in capsys.readouterr().out
     assert note in page.read_text(encoding="utf-8")
+
+
+def test_a_report_links_only_pages_in_its_own_folder(tmp_path: Path):
+    report, page = tmp_path / "report", tmp_path / "report/inspect/ham.html"
+    with pytest.raises(
+        MissingDataError, match=r"ham\.html does not exist; `ham inspect` writes it"
+    ):
+        inspection_link(page, report)
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert inspection_link(page, report) == "inspect/ham.html"
+    with pytest.raises(ConfigError, match="--inspection must lie in the folder of --out"):
+        inspection_link(page, tmp_path / "other")
+    assert inspection_link(None, report) is None
 
 
 def test_layers_that_do_not_route_are_left_out():
