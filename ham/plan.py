@@ -148,8 +148,10 @@ class Plan:
         if config.measure:
             flops = sum(arm.measure_flops for arm in self.arms)
             stages.append(StageCost("measure", len(self.arms), flops, self._seconds(flops)))
-        # One forward pass over a few thousand tokens.
-        stages.append(StageCost("inspect", len(inspection_pages(config)), 0.0, 0.0))
+        pages = len(inspection_pages(config))
+        if pages:
+            # One forward pass over a few thousand tokens: starting the job is what takes time.
+            stages.append(StageCost("inspect", pages, 0.0, 0.0))
         stages.append(StageCost("report", 1, 0.0, 0.0))
         return [self._with_start(stage) for stage in stages]
 

@@ -22,6 +22,7 @@ from ham.inspect.text import tokenise
 from ham.inspect.trace import LayerTrace, trace_layers
 from ham.inspect.views import all_layers_view, layer_view
 from ham.model.checkpoint import save_model
+from ham.model.mixer import MixerAux
 from ham.report.rows import read_rows
 from ham.report.statistics import wilson_interval
 from ham.train.tokenizer import ByteTokenizer
@@ -232,8 +233,8 @@ def test_layers_that_do_not_route_are_left_out():
 
     def model(tokens_BT: torch.Tensor) -> SimpleNamespace:
         score_BT = torch.arange(tokens_BT.shape[1])[None] / 4
-        routed = SimpleNamespace(routed_BT=score_BT >= 0.5, score_BT=score_BT)
-        return SimpleNamespace(aux=[SimpleNamespace(routed_BT=None, score_BT=None), routed])
+        routed = MixerAux(routed_BT=score_BT >= 0.5, score_BT=score_BT)
+        return SimpleNamespace(aux=[MixerAux(), routed])
 
     model.blocks, model.device = [block(False), block(True)], torch.device("cpu")
     (trace,) = trace_layers(model, [1, 2, 3, 4])
