@@ -17,6 +17,7 @@ include: "workflow/rules/prepare.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/inspect.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -16,6 +16,7 @@ import torch
 from ham.config import ArmConfig, Config
 from ham.model.decoder import DecoderLM
 from ham.model.sizing import model_config
+from ham.workflow import inspection_pages
 
 # Vocabulary of tokenizers that only a download could tell.
 HUB_VOCABULARIES = {"hub:fla-hub/transformer-1.3B-100B": 32_000}
@@ -149,6 +150,10 @@ class Plan:
         if config.measure:
             flops = sum(arm.measure_flops for arm in self.arms)
             stages.append(StageCost("measure", len(self.arms), flops, self._seconds(flops)))
+        pages = len(inspection_pages(config))
+        if pages:
+            # One forward pass over a few thousand tokens: starting the job is what takes time.
+            stages.append(StageCost("inspect", pages, 0.0, 0.0))
         stages.append(StageCost("report", 1, 0.0, 0.0))
         return [self._with_start(stage) for stage in stages]
 

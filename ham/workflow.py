@@ -20,10 +20,11 @@ from ham.errors import DeviceError, unknown_choice
 from ham.files import stable_hash, write_text
 from ham.fingerprint import fingerprint, repository_root
 
-STAGES = ("prepare", "train", "evaluate", "measure", "report")
+STAGES = ("prepare", "train", "evaluate", "measure", "inspect", "report")
 SPLITS = ("train", "calibration", "validation", "test")
 RESULTS = "results/runs"
 REPORTS = "reports"
+INSPECTED_MIXER = "ham"
 
 
 def parse_workflow_config(values: Mapping[str, Any]) -> Config:
@@ -72,6 +73,12 @@ def rows_files(config: Config) -> list[str]:
         seed = config.seeds[0]
         rows += [f"{models}/{arm.name}/seed{seed}/measure.rows.jsonl" for arm in config.arms]
     return rows
+
+
+def inspection_pages(config: Config) -> list[str]:
+    """The pages of kept tokens that a report links: of the first HAM arm, or none."""
+    arms = [arm.name for arm in config.arms if arm.mixer == INSPECTED_MIXER]
+    return [f"{report_folder(config)}/inspect/{arm}-seed{config.seeds[0]}.html" for arm in arms[:1]]
 
 
 def mixer_files(root: Path | None = None) -> dict[str, str]:
@@ -155,6 +162,8 @@ def _stage_values(config: Config, stage: str, arm: ArmConfig | None) -> dict[str
             "train": values["train"],
             "sized_like": budget,
         }
+    if stage == "inspect":
+        return own
     return {**own, stage: values[stage]}
 
 

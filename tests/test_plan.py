@@ -36,7 +36,14 @@ def test_parameters_agree_within_one_percent(name: str):
 def test_jobs_are_arms_times_seeds():
     plan = Plan(config("h100"), cores=16)
     jobs = {stage.stage: stage.jobs for stage in plan.stages}
-    assert jobs == {"prepare": 1, "train": 18, "evaluate": 18, "measure": 6, "report": 1}
+    assert jobs == {
+        "prepare": 1,
+        "train": 18,
+        "evaluate": 18,
+        "measure": 6,
+        "inspect": 1,
+        "report": 1,
+    }
 
 
 def test_training_arithmetic_is_three_forward_passes():

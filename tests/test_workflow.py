@@ -95,14 +95,14 @@ def demo(**changes: object) -> Config:
 @pytest.mark.parametrize(
     ("name", "jobs"),
     [
-        ("demo", {"train": 6, "evaluate": 6, "measure": 6, "total": 21}),
-        ("h100", {"train": 18, "evaluate": 18, "measure": 6, "total": 45}),
-        ("paper", {"train": 6, "evaluate": 6, "measure": 6, "total": 21}),
+        ("demo", {"train": 6, "evaluate": 6, "measure": 6, "total": 22}),
+        ("h100", {"train": 18, "evaluate": 18, "measure": 6, "total": 46}),
+        ("paper", {"train": 6, "evaluate": 6, "measure": 6, "total": 22}),
     ],
 )
 def test_dry_run_of_shipped_configurations(name: str, jobs: dict[str, int], tmp_path: Path):
     found = planned_jobs(tmp_path, "--configfile", str(FOLDER / f"{name}.yaml"))
-    assert found == {"prepare": 1, "report": 1, "all": 1, **jobs}
+    assert found == {"prepare": 1, "inspect": 1, "report": 1, "all": 1, **jobs}
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "reports").exists()
 
@@ -137,7 +137,7 @@ def test_every_rule_is_logged_bounded_and_fingerprinted(stage: str):
         assert part in rule
     assert re.search(rf'code=.*stage_fingerprint\("{stage}"', rule)
     assert re.search(rf'config=.*stage_hash\(CONFIG, "{stage}"', rule)
-    assert ("gpu=GPU" in rule) == (stage in ("train", "evaluate", "measure"))
+    assert ("gpu=GPU" in rule) == (stage in ("train", "evaluate", "measure", "inspect"))
 
 
 @pytest.mark.parametrize(
@@ -321,6 +321,20 @@ def test_every_stage_leaves_rows_and_a_report(pipeline: Pipeline):
     assert (pipeline.folder / "reports/tiny/index.html").stat().st_size > 10_000
 
 
+def test_the_report_links_a_page_of_kept_tokens(pipeline: Pipeline):
+    (page,) = wf.inspection_pages(load_config(pipeline.config))
+    assert "What ham keeps" in (pipeline.folder / page).read_text()
+    link = Path(page).relative_to("reports/tiny").as_posix()
+    index = (pipeline.folder / "reports/tiny/index.html").read_text()
+    assert f'href="{link}"' in index
+    assert f"[Kept tokens]({link})" in (pipeline.folder / "reports/tiny/summary.md").read_text()
+
+
+def test_only_ham_arms_have_a_page_of_kept_tokens():
+    assert wf.inspection_pages(demo()) == ["reports/demo/inspect/ham-cosine-seed0.html"]
+    assert wf.inspection_pages(demo(arms=[{"name": "t", "mixer": "transformer"}])) == []
+
+
 def test_rows_carry_the_hashes_that_the_rules_compare(pipeline: Pipeline):
     config = load_config(pipeline.config)
     for stage in ("train", "evaluate", "measure"):
@@ -350,7 +364,10 @@ def test_a_second_run_has_nothing_to_do(pipeline: Pipeline):
         ),
         (
             {"train": {"steps": 13}},
-            {"train": 1, "evaluate": 1, "measure": 1, "report": 1, "all": 1, "total": 5},
+            {
+                **{"train": 1, "evaluate": 1, "measure": 1, "inspect": 1, "report": 1, "all": 1},
+                "total": 6,
+            },
         ),
         (
             {"arms": [*TINY["arms"], {"name": "new", "mixer": "transformer"}]},

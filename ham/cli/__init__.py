@@ -23,6 +23,7 @@ COMMANDS = (
     "evaluate",
     "measure",
     "sweep",
+    "inspect",
     "report",
     "publish",
     "plan",

@@ -33,6 +33,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     add("--batch-size", type=int, default=16, help="prompts at a time (default: %(default)s)")
     add("--prefill-chunk", type=int, metavar="N", help="read prompts in pieces of N tokens")
+    add(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        help="decode by fused kernels in a CUDA graph (default: on a GPU, where they can)",
+    )
     add("--json", action="store_true", help="print one JSON object a line instead of text")
     add("--device", default="auto", help="auto, cpu or cuda")
     parser.set_defaults(handler=run)
@@ -171,6 +176,6 @@ def _print_all(
             print(text + continuation, end="\n" if number == len(texts) - 1 else "\n\n")
 
 
-def _rules(arguments: argparse.Namespace) -> dict[str, int | float | None]:
-    names = ("temperature", "top_k", "top_p", "seed", "prefill_chunk")
+def _rules(arguments: argparse.Namespace) -> dict[str, int | float | bool | None]:
+    names = ("temperature", "top_k", "top_p", "seed", "prefill_chunk", "fused")
     return {name: getattr(arguments, name) for name in names}

@@ -24,6 +24,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="further manifests; those beside the rows files are found by themselves",
     )
+    parser.add_argument(
+        "--inspection",
+        type=Path,
+        metavar="PAGE",
+        help="page of `ham inspect` to link; it must lie in the folder written",
+    )
     parser.set_defaults(handler=run)
 
 
@@ -35,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = read_rows(arguments.rows)
     config = load_config(arguments.config) if arguments.config else None
     manifests = find_manifests(arguments.rows, arguments.manifest)
+    inspection = inspection_link(arguments.inspection, arguments.out)
     # After the rows are known to be good: matplotlib and pandas take a second to load.
     from ham.progress import ProgressReporter
     from ham.report.build import build_report, figure_count
@@ -45,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out,
             config=config,
             manifests=manifests,
+            inspection=inspection,
             progress=lambda name: progress.advance(note=name),
         )
     print(f"{arguments.out / 'index.html'}")
@@ -53,6 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
     if listing["failed_rows"]:
         print(f"{listing['failed_rows']} failed cells are listed on the page")
     return 0
+
+
+def inspection_link(page: Path | None, out: Path) -> str | None:
+    """The page of kept tokens as the report links it: relative to the report's folder."""
+    from ham.errors import ConfigError, MissingDataError
+
+    if page is None:
+        return None
+    if not page.is_file():
+        raise MissingDataError(f"{page} does not exist; `ham inspect` writes it")
+    if not page.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"--inspection must lie in the folder of --out, {out}; received {page}")
+    return page.resolve().relative_to(out.resolve()).as_posix()
 
 
 def find_manifests(rows_files: list[Path], named: list[Path]) -> list[dict]:

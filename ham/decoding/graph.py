@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ham.decoding.layers import RULE, FusedHam, FusedLayer, FusedRule, StepInputs, cast, refusal
 from ham.errors import ConfigError, NotFiniteError
-from ham.kernels.decode.arguments import NAN_SCORES, NO_SLOT, AttentionTile, DecodeScratch, Pages
+from ham.kernels.decode.arguments import NAN_SCORES, NO_SLOT, DecodeScratch, Pages
 from ham.kernels.decode.blocks import add_rms_norm, silu_multiply
+from ham.kernels.decode.tiles import choose_tile
 from ham.kernels.triton_target import triton_available
 from ham.layer import HamMixer, HamState
 from ham.model.decoder import DecoderLM, DecoderState
@@ -27,11 +28,6 @@ from ham.model.precision import cache_dtype
 from ham.model.states import RecurrentState
 from ham.paging.cache import PagedKVCache
 from ham.paging.growth import GrowthManager
-
-PROGRAMS = 2112
-"""Attention programs of a launch: sixteen for each of the 132 multiprocessors of an H100."""
-
-MOST_SPLITS = 64
 
 
 def unsupported(model: DecoderLM) -> str | None:
@@ -43,12 +39,6 @@ def unsupported(model: DecoderLM) -> str | None:
         if reason is not None:
             return f"layer {index}: {reason}"
     return None
-
-
-def splits_for(rows: int) -> int:
-    """Programs that share one head of one sequence: enough for the device, a power of two."""
-    wanted = min(max(1, PROGRAMS // rows), MOST_SPLITS)
-    return 1 << (wanted.bit_length() - 1)
 
 
 class GraphDecoder:
@@ -158,12 +148,8 @@ class GraphDecoder:
         self._graph = None
         rows_R = torch.tensor(self.rows, dtype=torch.int64, device=self.model.device)
         caches = [] if self._pages is None else self._pages.to_caches()
-        positions = [Positions(self.lengths, self.model.device) for _ in range(len(self._old) + 1)]
-        states = [
-            self._released(index, caches, rows_R, positions[index])
-            for index in range(len(self._old))
-        ]
-        return DecoderState(states, positions[-1])
+        states = [self._released(index, caches, rows_R) for index in range(len(self._old))]
+        return DecoderState(states, self._positions())
 
     def _released(self, index: int, caches: list[PagedKVCache], rows_R: Tensor) -> MixerState:
         state_BHKV, history_BWC = (part[rows_R] for part in self._layers[index].states())
@@ -222,8 +208,9 @@ class GraphDecoder:
         self._pages = GrowthManager.from_caches(
             [cache.paged for cache in caches], model.config.max_positions
         )
-        shape = model.blocks[self._ham_layers[0]].mixer.shape
-        self._tile = AttentionTile(splits=splits_for(batch * shape.heads))
+        mixer = model.blocks[self._ham_layers[0]].mixer
+        shape, expected = mixer.shape, mixer.options.target * model.config.max_positions
+        self._tile = choose_tile(batch, shape.heads, int(expected), model.device)
         self._scratch = DecodeScratch.make(
             batch,
             shape.heads,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ham.decoding.stepper import Stepper, make_stepper
 from ham.errors import ConfigError, NotFiniteError
 from ham.model.decoder import DecoderLM, DecoderOutput, DecoderState
 from ham.model.sampling import Sampling
@@ -66,6 +67,7 @@ def generate(
     prefill_chunk: int | None = None,
     facts: GenerationFacts | None = None,
     on_finished: OnFinished | None = None,
+    fused: bool | None = None,
 ) -> list[list[int]]:
     """Continue each prompt.
 
@@ -80,6 +82,8 @@ def generate(
         prefill_chunk: Read prompts in pieces of this many tokens; whole when None.
         facts: Filled in with times, memory and what was kept.
         on_finished: Called when prompts end, with how many have ended and how many there are.
+        fused: Whether to decode by fused kernels, on a GPU in a CUDA graph; by default where they
+            support the model. See `ham.decoding`.
 
     Returns:
         The new tokens of each prompt, in the order of `prompts`.
@@ -90,7 +94,9 @@ def generate(
         NotFiniteError: If logits or routing scores are not finite.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    run = _Run(model, prompts, max_new_tokens, stop, batch_size, sampling, prefill_chunk, facts)
+    run = _Run(
+        model, prompts, max_new_tokens, stop, batch_size, sampling, prefill_chunk, facts, fused
+    )
     ended = 0
     for _ in run.tokens():
         if on_finished is not None and run.ended > ended:
@@ -110,13 +116,14 @@ def stream(
     seed: int = 0,
     prefill_chunk: int | None = None,
     facts: GenerationFacts | None = None,
+    fused: bool | None = None,
 ) -> Iterator[int]:
     """The tokens that `generate` makes of one prompt, each as soon as it is known.
 
     Arguments and errors are those of `generate`; errors of the arguments come with the call.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    run = _Run(model, [prompt], max_new_tokens, stop, 1, sampling, prefill_chunk, facts)
+    run = _Run(model, [prompt], max_new_tokens, stop, 1, sampling, prefill_chunk, facts, fused)
     return (token for _, token in run.tokens())
 
 
@@ -132,11 +139,12 @@ class _Run:
     sampling: Sampling
     prefill_chunk: int | None
     facts: GenerationFacts | None
+    fused: bool | None
     made: list[list[int]] = field(init=False)
     ended: int = field(init=False, default=0)
     _sources: list[random.Random] = field(init=False)
     _active: list[int] = field(init=False, default_factory=list)
-    _state: DecoderState | None = field(init=False, default=None)
+    _stepper: Stepper | None = field(init=False, default=None)
     _logits_BV: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self):
@@ -173,14 +181,15 @@ class _Run:
         by_length: dict[int, list[int]] = {}
         for index in indices:
             by_length.setdefault(len(self.prompts[index]), []).append(index)
-        states = [self._state] if self._active else []
+        states = [self._stepper.release()] if self._active else []
         logits = [self._logits_BV] if self._active else []
         for bucket in by_length.values():
             state, logits_BV = self._prefill(bucket)
             states.append(state)
             logits.append(logits_BV)
             self._active += bucket
-        self._state = DecoderState.join(states) if len(states) > 1 else states[0]
+        state = DecoderState.join(states) if len(states) > 1 else states[0]
+        self._stepper = make_stepper(self.model, state, self.fused)
         self._logits_BV = torch.cat(logits)
 
     def _prefill(self, bucket: list[int]) -> tuple[DecoderState, Tensor]:
@@ -221,30 +230,28 @@ class _Run:
         return going
 
     def _note_facts(self, ending: list[int], begin: float) -> None:
-        facts, state = self.facts, self._state
+        facts, stepper = self.facts, self._stepper
         facts.seconds = time.perf_counter() - begin
         if facts.new_tokens == 0:
             facts.first_token_seconds = facts.seconds
         facts.new_tokens += len(self._active)
-        facts.memory_bytes = max(facts.memory_bytes, sum(state.bytes_allocated().values()))
-        facts.read_tokens += sum(state.positions.lengths[row] for row in ending)
-        for layer, memory in enumerate(state.layers):
-            kept_B = memory.kept_B() if ending else None
-            if kept_B is not None:
-                kept = int(kept_B[ending].sum())
-                facts.kept_tokens[layer] = facts.kept_tokens.get(layer, 0) + kept
+        held = sum(stepper.bytes_allocated().values())
+        facts.memory_bytes = max(facts.memory_bytes, held)
+        facts.read_tokens += sum(stepper.lengths[row] for row in ending)
+        for layer, kept in (stepper.kept(ending) if ending else {}).items():
+            facts.kept_tokens[layer] = facts.kept_tokens.get(layer, 0) + kept
 
     def _go_on(self, tokens_B: Tensor, going: list[int]) -> None:
         """Let finished sequences leave and advance the others by one token."""
         if not going:
-            self._active, self._state, self._logits_BV = [], None, None
+            self._stepper.check()
+            self._active, self._stepper, self._logits_BV = [], None, None
             return
         if len(going) < len(self._active):
-            rows_B = torch.tensor(going, device=tokens_B.device)
-            self._state.select(rows_B)
-            tokens_B = tokens_B[rows_B]
+            self._stepper.select(going)
+            tokens_B = tokens_B[torch.tensor(going, device=tokens_B.device)]
             self._active = [self._active[row] for row in going]
-        self._logits_BV = self.model.step(tokens_B, self._state)
+        self._logits_BV = self._stepper.step(tokens_B)
 
 
 def _check_prompts(model: DecoderLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -21,7 +21,7 @@ from ham.files import atomic_writer, write_json, write_text
 from ham.report import table_format
 from ham.report.aggregate import Results
 from ham.report.figures import FIGURES
-from ham.report.html import Page, PageFigure, failure_lines, render_page
+from ham.report.html import INSPECTION_CAPTION, Page, PageFigure, failure_lines, render_page
 from ham.report.plots_base import Look, save_png, save_svg, style_context
 from ham.report.provenance import Manifest, gather
 from ham.report.rows import Row
@@ -74,6 +74,7 @@ def build_report(
     config: Any = None,
     manifests: Sequence[Manifest] = (),
     progress: Progress | None = None,
+    inspection: str | None = None,
 ) -> dict[str, Any]:
     """Write the whole report.
 
@@ -83,6 +84,7 @@ def build_report(
         config: The `Config` of the experiment, or its JSON dictionary, or None.
         manifests: Manifests of the jobs behind the rows.
         progress: Called with a name after each piece of work.
+        inspection: Page of `ham inspect` to link, relative to `out_dir`.
 
     Returns:
         The content of `report.json`.
@@ -120,6 +122,7 @@ def build_report(
         manifests=known,
         config=settings or None,
         config_name=name,
+        inspection=inspection,
     )
     build.text("index.html", render_page(page))
     build.text("summary.md", _summary_markdown(page, look.smoke))
@@ -191,6 +194,8 @@ def _summary_markdown(page: Page, smoke: bool) -> str:
     for figure in page.figures:
         lines += [f"![{figure.title}](figures/{figure.name}.png)", ""]
         lines += [f"{figure.shown} {figure.note}", ""]
+    if page.inspection:
+        lines += [f"[Kept tokens]({page.inspection}): {INSPECTION_CAPTION}", ""]
     failures = failure_lines(page.results.failures())
     lines += ["## Failed cells", ""]
     lines += [

@@ -24,6 +24,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 # The frame of a figure takes the page's colours; a model keeps its own everywhere.
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 
+INSPECTION_CAPTION = (
+    "which tokens of a held-out text and of a needle document each layer of one HAM keeps in its "
+    "cache, by score, kind of token and position"
+)
+
 
 @dataclass(frozen=True)
 class PageFigure:
@@ -53,6 +58,7 @@ class Page:
     manifests: Mapping[str, Manifest]
     config: Mapping[str, Any] | None
     config_name: str
+    inspection: str | None = None
 
 
 def render_page(page: Page) -> str:
@@ -100,6 +106,8 @@ def render_page(page: Page) -> str:
             }
             for table in page.tables
         ],
+        inspection=page.inspection,
+        inspection_caption=INSPECTION_CAPTION,
         failures=failure_lines(page.results.failures()),
         failed_count=len(page.results.failures()),
         skipped=page.skipped,

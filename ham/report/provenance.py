@@ -16,6 +16,7 @@ STAGES = {
     "train": "train",
     "throughput": "measure",
     "memory": "measure",
+    "inspect": "inspect",
     "kernel_speed": "measure",
 }
 

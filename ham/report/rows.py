@@ -27,8 +27,8 @@ class Row(Strict):
 
     Attributes:
         experiment: Which stage made it: `train`, `language_modelling`, `lm_eval`, `needle`,
-            `recall`, `dial`, `throughput`, `memory`, `kernel_speed`, `kernel_training`, and those
-            of `ham.measure.sweep.grid`.
+            `recall`, `dial`, `throughput`, `memory`, `inspect`, `kernel_speed`, `kernel_training`,
+            `mqar`, `mqar_tuning`, and those of `ham.measure.sweep.grid`.
         model: Name of the arm; `mixer` its registered class.
         parameters: Parameters of the model, embedding included.
         x_name, x_value: The coordinate that a plot puts on its horizontal axis.

@@ -13,6 +13,7 @@ tokenizer and with byte-level vocabularies, decoding the tokens gives the text.
 from __future__ import annotations
 
 import functools
+import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,6 +130,14 @@ def needle_minimum_length(tokenizer: Tokenizer, digits: int = NEEDLE_DIGITS) -> 
     longest_digit = max(len(_piece(tokenizer, str(digit))) for digit in range(10))
     frame = sum(len(_piece(tokenizer, text)) for text in fixed)
     return frame + 3 * longest_word + 2 * digits * longest_digit
+
+
+def needle_spans(text: str) -> list[tuple[int, int]]:
+    """Spans [start, end), in characters, of the sentences that `needle_document` hides."""
+    frame = map(re.escape, (_BEFORE_WORD, _AFTER_WORD, _AFTER_NUMBER))
+    before, after_word, after_number = frame
+    pattern = rf"{before}\w+{after_word}\d+{after_number}"
+    return [found.span() for found in re.finditer(pattern, text)]
 
 
 def pairs_document(

@@ -81,9 +81,7 @@ def test_sequences_leave_and_the_state_comes_back(tiny_model) -> None:
     plain.select([0, 2])
     for step in range(2, 5):
         tokens_B = tokens_at(step, (0, 2))
-        torch.testing.assert_close(
-            fused.step(tokens_B), plain.step(tokens_B), rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(fused.step(tokens_B), plain.step(tokens_B), rtol=1e-4, atol=1e-4)
     state = fused.release()
     assert state.positions.lengths == plain.lengths
     tokens_B = tokens_at(5, (0, 2))

@@ -10,6 +10,7 @@ from ham.errors import HamError
 from ham.workflow import (
     SPLITS,
     gpus_per_job,
+    inspection_pages,
     limit_gpus,
     parse_workflow_config,
     report_folder,

@@ -2,6 +2,7 @@ rule report:
     """Tables, figures and the HTML page, from the rows alone."""
     input:
         rows=rows_files(CONFIG),
+        inspection=inspection_pages(CONFIG),
     output:
         page=report(
             f"{REPORT}/index.html",
@@ -37,8 +38,11 @@ rule report:
         code=stage_fingerprint("report"),
         config=stage_hash(CONFIG, "report"),
         folder=subpath(output.page, parent=True),
+        inspection=lambda wildcards, input: (
+            f"--inspection {input.inspection}" if input.inspection else ""
+        ),
     message:
         "Write tables, figures and the page: {output.page}"
     shell:
         "python -m ham report --rows {input.rows} --config {params.file}"
-        " --out {params.folder} > {log} 2>&1"
+        " --out {params.folder} {params.inspection} > {log} 2>&1"

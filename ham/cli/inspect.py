@@ -1,0 +1,145 @@
+"""`ham inspect`: which tokens of a text each layer of a trained model keeps."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ham.model.decoder import DecoderLM
+    from ham.report.rows import RowWriter
+
+MAX_TOKENS = 4096
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham inspect`."""
+    parser = subparsers.add_parser("inspect", help="which tokens of a text a trained model keeps")
+    parser.add_argument("checkpoint", type=Path, help="folder of the model")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text to read")
+    source.add_argument(
+        "--sample",
+        type=Path,
+        metavar="TOKENS",
+        help="a shard, e.g. DATA/test.tokens: read a stretch of it and a needle document",
+    )
+    parser.add_argument("--out", type=Path, metavar="PAGE", help="HTML page to write")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON-lines file to write")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--layer", type=int, nargs="+", metavar="N", help="layers to show (default: all that route)"
+    )
+    parser.add_argument(
+        "--needle",
+        nargs="+",
+        default=[],
+        metavar="STRING",
+        help="strings of the text to count as needles; hidden sentences of needle documents always "
+        "are",
+    )
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="tokens with the highest scores to print"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=MAX_TOKENS,
+        metavar="N",
+        help="longer texts are cut (default: %(default)s); the model's max_positions cuts too",
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the shares by class and layer; write the page and the rows where asked for."""
+    from ham.device import gpu_lease, resolve_device
+    from ham.files import write_text
+    from ham.inspect.page import render_inspection
+    from ham.inspect.sample import sample_text
+    from ham.inspect.shares import add_rows, table_lines, top_lines
+    from ham.inspect.text import read_text, tokenise
+    from ham.inspect.trace import routing_layers, trace_layers
+    from ham.model.checkpoint import load_model
+    from ham.train.tokenizer import load_tokenizer
+
+    _check_counts(arguments)
+    with gpu_lease(arguments.device):
+        model = load_model(arguments.checkpoint, resolve_device(arguments.device))
+        layers = routing_layers(model, arguments.layer)
+        tokenizer = load_tokenizer(model.config.tokenizer, arguments.checkpoint)
+        limit = min(arguments.max_tokens, model.config.max_positions)
+        if arguments.sample:
+            text, of_what = sample_text(arguments.sample, tokenizer), ""
+        else:
+            text, of_what = read_text(arguments.text, limit)
+        tokens = tokenise(text, tokenizer, limit, arguments.needle, of_what)
+        traces = trace_layers(model, tokens.ids, layers)
+        source = _source(arguments, len(tokens.ids))
+        print(f"{model.config.arm}: {source}")
+        if tokens.note:
+            print(f"the text was {tokens.note}")
+        print("\n".join(table_lines(tokens.classes_T, traces)))
+        for trace in traces if arguments.top else []:
+            print(f"\nhighest scores of layer {trace.layer}: score, kept, position, token, class")
+            print("\n".join(top_lines(tokens, trace, arguments.top)))
+        if arguments.rows:
+            writer, manifest = _writer(model, arguments)
+            add_rows(writer, tokens.classes_T, traces)
+            _write_rows(writer, manifest, arguments.rows)
+    if arguments.out:
+        write_text(arguments.out, render_inspection(model.config.arm, source, tokens, traces))
+        print(f"\n{arguments.out}")
+    return 0
+
+
+def _check_counts(arguments: argparse.Namespace) -> None:
+    from ham.errors import ConfigError
+
+    if arguments.top < 0:
+        raise ConfigError(f"--top must be at least 0, received {arguments.top}")
+    if arguments.max_tokens < 1:
+        raise ConfigError(f"--max-tokens must be at least 1, received {arguments.max_tokens}")
+
+
+def _source(arguments: argparse.Namespace, count: int) -> str:
+    if arguments.sample:
+        return f"{count:,} tokens of held-out text and of a needle document"
+    return f"{count:,} tokens of {arguments.text.name}"
+
+
+def _writer(model: DecoderLM, arguments: argparse.Namespace) -> tuple[RowWriter, dict]:
+    """A row writer for this model, and the manifest that its rows name."""
+    import sys
+
+    from ham.files import stable_hash
+    from ham.job import used_providers
+    from ham.model.checkpoint import read_description
+    from ham.report.manifest import collect_manifest, device_name
+    from ham.report.rows import RowWriter
+    from ham.workflow import stage_fingerprint
+
+    seed = read_description(arguments.checkpoint).get("facts", {}).get("seed")
+    seeds = [] if seed is None else [seed]
+    manifest = collect_manifest({"device": model.device.type}, sys.argv, seeds)
+    writer = RowWriter(
+        model=model.config.arm,
+        mixer=model.config.mixer,
+        parameters=model.count_parameters(),
+        seed=seed,
+        device=device_name(model.device.type, manifest["gpus"]),
+        provider=used_providers(model),
+        config_hash=stable_hash(model.config.to_dict()),
+        code_fingerprint=stage_fingerprint("inspect", model.config.mixer),
+        manifest_id=manifest["manifest_id"],
+    )
+    return writer, manifest
+
+
+def _write_rows(writer: RowWriter, manifest: dict, path: Path) -> None:
+    """The manifest first: a rows file never stands without it."""
+    from ham.report.manifest import manifest_path, write_manifest
+
+    write_manifest(manifest_path(path), manifest)
+    writer.write(path)
