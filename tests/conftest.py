@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+# First of all: see there.
+import triton_device  # noqa: F401
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from ham.decoding.layers import RULE, FusedHam, FusedLayer, FusedRule, StepInputs, cast, refusal
 from ham.errors import ConfigError, NotFiniteError
-from ham.kernels.decode.arguments import NAN_SCORES, NO_SLOT, DecodeScratch, Pages
+from ham.kernels.decode.arguments import (
+    ACTIVATIONS,
+    NAN_SCORES,
+    NO_SLOT,
+    DecodeScratch,
+    Pages,
+)
 from ham.kernels.decode.blocks import add_rms_norm, silu_multiply
 from ham.kernels.decode.tiles import choose_tile
 from ham.kernels.triton_target import triton_available
@@ -34,6 +40,9 @@ def unsupported(model: DecoderLM) -> str | None:
     """Why a model cannot decode by fused kernels, in a few words, or None if it can."""
     if not triton_available(model.device):
         return f"Triton cannot run on {model.device}"
+    dtype = cache_dtype(model.embedding.weight)
+    if dtype not in ACTIVATIONS:
+        return f"it computes in {dtype}; fused are {', '.join(map(str, ACTIVATIONS))}"
     for index, block in enumerate(model.blocks):
         reason = refusal(block.mixer)
         if reason is not None:

@@ -95,6 +95,10 @@ class ThresholdController(WideBuffers):
         self._started: bool | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget_mirror())
 
+    def fill_tables(self) -> None:
+        """Set what is not stored with the weights, as after loading into empty memory."""
+        self.bad_scores.zero_()
+
     def route(self, score: Tensor, explored: Tensor | None = None) -> Tensor:
         """Decide which tokens enter the cache.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from delta_rule_checks import DEVICE, interpreter, needs_gpu
+from triton_device import DEVICE, interpreter, needs_gpu
 
 from ham.decoding.stepper import EagerStepper, make_stepper
 from ham.errors import ConfigError, NotFiniteError

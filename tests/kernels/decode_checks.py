@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from delta_rule_checks import CUDA, DEVICE, interpreter, needs_gpu
 from torch import Tensor
+from triton_device import CUDA, DEVICE, interpreter, needs_gpu
 
 from ham.kernels.decode import reference
 from ham.kernels.decode.arguments import (

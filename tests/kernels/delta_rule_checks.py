@@ -6,43 +6,17 @@ Without a GPU the kernels run in Triton's interpreter, in float32.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from triton_device import DEVICE
 
 from ham.kernels.gated_delta_rule import gated_delta_rule
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase as Case
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    # Triton decides when it is imported whether it interprets, so before any test can import it.
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.language
-    from triton.runtime.interpreter import InterpretedFunction
-
-    del os.environ["TRITON_INTERPRET"]
-    if not isinstance(triton.language.sum, InterpretedFunction):
-        raise RuntimeError("Triton was imported before this module could ask for its interpreter")
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 OUTPUTS = ("o", "final_state", "prediction")
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let kernels run on the CPU where there is no GPU."""
-    if not CUDA:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    yield
-
-
-@pytest.fixture
-def needs_gpu() -> None:
-    if not CUDA:
-        pytest.skip("needs a CUDA device")
 
 
 def without_gluon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_ham_layer(rope: bool) -> None:
         )
         assert close(mixer.out(y_BHV.flatten(1)), expected_BD)
     counts = [len(positions) for positions in cache.positions]
-    assert state.cache.counts_B.tolist() == counts
+    assert state.cache.paged.counts_B.tolist() == counts
     assert 0 < sum(counts) < TOKENS * BATCH
     assert close(state.recurrent_BHKV, state_BHKV)
 

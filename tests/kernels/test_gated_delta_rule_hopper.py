@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from delta_rule_checks import CUDA, DEVICE, LIMIT, interpreter, make_inputs, without_gluon, worst
+from delta_rule_checks import LIMIT, make_inputs, without_gluon, worst
+from triton_device import CUDA, DEVICE, interpreter
 
 from ham.kernels.gate.pool import clean_environment
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored, triton_tiles

@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 import torch
 from delta_rule_checks import (
-    DEVICE,
     LIMIT,
     errors_on,
-    interpreter,
     make_inputs,
-    needs_gpu,
     outputs_and_gradients,
     relative_errors,
     worst,
 )
+from triton_device import DEVICE, interpreter, needs_gpu
 
 from ham.errors import ConfigError
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored

@@ -17,14 +17,13 @@ from delta_rule_checks import (
     LIMIT,
     OUTPUTS,
     errors_on,
-    interpreter,
     make_inputs,
-    needs_gpu,
     outputs_and_gradients,
     plain_kernels,
     relative_errors,
     worst,
 )
+from triton_device import interpreter, needs_gpu
 
 from ham.errors import ConfigError, DeviceError
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored

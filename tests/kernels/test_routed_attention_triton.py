@@ -4,14 +4,13 @@ one (tests marked `gpu`)."""
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from triton_device import DEVICE, interpreter, needs_gpu
 
 from ham.errors import ConfigError, DeviceError
 from ham.kernels.registry import find_operation
@@ -20,17 +19,7 @@ from ham.kernels.routed_attention.cases import VERIFY_CASES
 from ham.kernels.routed_attention.cases import RoutedAttentionCase as Case
 from ham.kernels.verify import SEED, compare
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    # Triton decides when it is imported whether it interprets, so before any test can import it.
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.language
-    from triton.runtime.interpreter import InterpretedFunction
-
-    del os.environ["TRITON_INTERPRET"]
-    if not isinstance(triton.language.sum, InterpretedFunction):
-        raise RuntimeError("Triton was imported before this module could ask for its interpreter")
-DEVICE = torch.device("cuda" if CUDA else "cpu")
+__all__ = ["interpreter", "needs_gpu"]
 LIMIT = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 KERNELS = ("forward", "query_gradient", "key_gradient")
 
@@ -53,20 +42,6 @@ GPU_CASES = [
     Case(3, 65, 3, 16, 16, fraction=0.0, sink=True, score=True),
 ]
 gpu = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let kernels run on the CPU where there is no GPU."""
-    if not CUDA:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    yield
-
-
-@pytest.fixture
-def needs_gpu() -> None:
-    if not CUDA:
-        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture

@@ -8,30 +8,19 @@ of transposed products wrongly on Hopper (FLA#640), which no interpreter shows.
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from triton_device import DEVICE, interpreter, needs_gpu
 
 from ham.errors import ConfigError, DeviceError
 from ham.kernels.ssd import ssd
 from ham.kernels.ssd.cases import SsdCase as Case
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    # Triton decides when it is imported whether it interprets, so before any test can import it.
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.language
-    from triton.runtime.interpreter import InterpretedFunction
-
-    del os.environ["TRITON_INTERPRET"]
-    if not isinstance(triton.language.sum, InterpretedFunction):
-        raise RuntimeError("Triton was imported before this module could ask for its interpreter")
-DEVICE = torch.device("cuda" if CUDA else "cpu")
+__all__ = ["interpreter", "needs_gpu"]
 OUTPUTS = ("y", "final_state")
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -59,20 +48,6 @@ GPU_CASES = [
 ]
 SIZES = [(head, state) for head in (32, 64, 128) for state in (16, 64, 128)]
 gpu = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let kernels run on the CPU where there is no GPU."""
-    if not CUDA:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    yield
-
-
-@pytest.fixture
-def needs_gpu() -> None:
-    if not CUDA:
-        pytest.skip("needs a CUDA device")
 
 
 def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_device import DEVICE, interpreter
 
 from ham.kernels.gated_delta_rule import gated_delta_rule_step
 from ham.kernels.speed.clock import make_clock
@@ -15,20 +15,7 @@ from ham.measure.sweep.grid import UNSTRUCTURED, Cell
 from ham.measure.sweep.layers import LayerSettings, RecurrentLayer
 from ham.measure.sweep.ops import PLAIN, step_ops
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    # Triton decides when it is imported whether it interprets, so before any test can import it.
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.language  # noqa: F401
-
-    del os.environ["TRITON_INTERPRET"]
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let kernels run on the CPU where there is no GPU."""
-    if DEVICE.type == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+__all__ = ["interpreter"]
 
 
 def settings_of(mixer: str, fraction: float | None) -> LayerSettings:
