@@ -90,9 +90,10 @@ def make_leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}"[:300]
+    """An exception in one line: its first, and the next where that only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return f"{type(error).__name__}: {told}"[:300]
 
 
 def check_subject(
