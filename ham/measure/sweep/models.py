@@ -9,7 +9,7 @@ import gc
 import torch
 from torch import nn
 
-from ham.config import parse_config
+from ham.config_files import parse_config
 from ham.measure.sweep.grid import MODELS, Scale
 from ham.model.blocks import RMSNorm, ShortConvolution
 from ham.model.decoder import DecoderLM, ModelConfig
