@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ham.config import ArmConfig, Config, load_config
+from ham.config import ArmConfig, Config
+from ham.config_files import load_config
 from ham.device import gpu_lease, resolve_device
 from ham.errors import ConfigError
 from ham.locks import sole_writer

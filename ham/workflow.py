@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from ham.config import ArmConfig, Config, parse_config
+from ham.config import ArmConfig, Config
+from ham.config_files import parse_config
 from ham.device import uses_gpu, visible_gpus
 from ham.errors import DeviceError, unknown_choice
 from ham.files import stable_hash, write_text

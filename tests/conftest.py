@@ -25,7 +25,8 @@ def one_thread() -> None:
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
     """Build a small `DecoderLM`: `tiny_model("ham", target=0.5)`; same seed, same weights."""
-    from ham.model.decoder import DecoderLM, ModelConfig
+    from ham.model.decoder import DecoderLM
+    from ham.model.model_config import ModelConfig
 
     def build(mixer: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any):
         options = {**DEFAULT_OPTIONS.get(mixer, {}), **options}

@@ -55,7 +55,7 @@ def test_building_the_parser_loads_nothing_heavy():
 
 def test_importing_the_package_is_quick():
     code = (
-        "import time, torch; t = time.process_time(); import ham, ham.config;"
+        "import time, torch; t = time.process_time(); import ham, ham.config_files;"
         "print(time.process_time() - t)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ham.config import json_schema, load_config, parse_config
+from ham.config_files import json_schema, load_config, parse_config
 from ham.errors import ConfigError, MissingDataError
 from ham.fingerprint import repository_root
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ham.cli import main
-from ham.config import Config, load_config
+from ham.config import Config
+from ham.config_files import load_config
 from ham.fingerprint import repository_root
 from ham.plan import Plan, readable_bytes
 

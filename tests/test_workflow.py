@@ -15,7 +15,8 @@ import yaml
 
 from ham import workflow as wf
 from ham.cli import main
-from ham.config import Config, load_config
+from ham.config import Config
+from ham.config_files import load_config
 from ham.errors import ConfigError, DeviceError
 from ham.fingerprint import repository_root
 from ham.report.rows import read_rows

@@ -26,7 +26,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from ham.config import json_schema
+    from ham.config_files import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return 0
@@ -35,7 +35,7 @@ def _schema(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from ham.config import load_config
+    from ham.config_files import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
@@ -43,7 +43,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from ham.config import load_config
+    from ham.config_files import load_config
 
     config = load_config(arguments.config, arguments.overrides).check_registry()
     jobs = len(config.arms) * len(config.seeds)

@@ -20,7 +20,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
-    from ham.config import load_config
+    from ham.config_files import load_config
     from ham.plan import Plan, format_plan
 
     config = load_config(arguments.config, arguments.overrides).check_registry()

@@ -19,7 +19,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the data and print the size of every split."""
-    from ham.config import load_config
+    from ham.config_files import load_config
     from ham.files import read_json
     from ham.train.prepare import SUMMARY_FILE, prepare_data
 

@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read rows and manifests, write the report, name its page."""
-    from ham.config import load_config
+    from ham.config_files import load_config
     from ham.report.rows import read_rows
 
     rows = read_rows(arguments.rows)

@@ -27,7 +27,8 @@ from ham.kernels.decode.blocks import add_rms_norm, silu_multiply
 from ham.kernels.decode.tiles import choose_tile
 from ham.kernels.triton_target import triton_available
 from ham.layer import HamMixer, HamState
-from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.decoder import DecoderLM
+from ham.model.decoder_state import DecoderState
 from ham.model.mixer import MixerState
 from ham.model.positions import Positions
 from ham.model.precision import cache_dtype
@@ -84,7 +85,7 @@ class GraphDecoder:
             ConfigError: For a sequence that is as long as the model can read.
             CachePoolFullError: When the page pool's limit is reached.
         """
-        self.model._check_length(max(self.lengths) + 1)
+        self.model.check_length(max(self.lengths) + 1)
         whole = len(self.rows) == len(self._inputs.tokens_B)
         if whole:
             self._inputs.tokens_B.copy_(tokens_B)

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.decoder import DecoderLM
+from ham.model.decoder_state import DecoderState
 
 
 class Stepper(Protocol):

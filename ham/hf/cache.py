@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import Cache
 
 from ham.errors import ConfigError
-from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.decoder import DecoderLM
+from ham.model.decoder_state import DecoderState
 
 Span = tuple[int, int]
 """First column of a row's real tokens, and their number."""

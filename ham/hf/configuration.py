@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from ham.errors import ConfigError
 from ham.model.checkpoint import HF_CONFIG_KEY, HF_MODEL_TYPE
-from ham.model.decoder import ModelConfig
+from ham.model.model_config import ModelConfig
 
 
 class HamConfig(PretrainedConfig):

@@ -16,7 +16,8 @@ from ham.errors import ConfigError, CorruptFileError
 from ham.hf.cache import HamCache, Scattered, real_spans, rows_by_length
 from ham.hf.configuration import HamConfig
 from ham.hf.source import check_model_source
-from ham.model.decoder import DecoderLM, ModelConfig
+from ham.model.decoder import DecoderLM
+from ham.model.model_config import ModelConfig
 
 
 class HamForCausalLM(PreTrainedModel, GenerationMixin):

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.files import read_json
 from ham.model.checkpoint import HF_CONFIG_FILE, HF_STATE_PREFIX, read_hf_config
-from ham.model.decoder import DecoderLM, ModelConfig
+from ham.model.decoder import DecoderLM
+from ham.model.model_config import ModelConfig
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -19,7 +19,8 @@ from ham.config import MeasureConfig, TrainConfig
 from ham.errors import HamError, MissingDataError
 from ham.measure.device import model_flops_utilisation
 from ham.measure.timing import peak_extra_bytes, time_calls
-from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.decoder import DecoderLM
+from ham.model.decoder_state import DecoderState
 from ham.model.precision import cache_dtype, precision_context
 from ham.report.rows import RowWriter
 from ham.train.optimiser import make_optimiser, set_learning_rate

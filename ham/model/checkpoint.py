@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save
 
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.files import atomic_writer, read_json, sha256_file, write_json
-from ham.model.decoder import DecoderLM, ModelConfig
+from ham.model.decoder import DecoderLM
+from ham.model.model_config import ModelConfig
 
 FORMAT_VERSION = 1
 TOKENIZER_FILE = "tokenizer.json"

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ham.errors import ConfigError
 from ham.measure.cost import linear_flops
 from ham.model.blocks import RMSNorm, SwiGLU
+from ham.model.decoder_state import DecoderState
 from ham.model.mixer import (
     MixerAux,
     MixerShape,
@@ -27,6 +27,7 @@ from ham.model.mixer import (
     SequenceMixer,
     StateBytes,
 )
+from ham.model.model_config import ModelConfig
 from ham.model.positions import Positions
 from ham.model.precision import cache_dtype
 from ham.model.registry import mixer_class, parse_options
@@ -38,60 +39,6 @@ EMBEDDING_MULTIPLE = 64
 
 INITIAL_STD_TIMES_ROOT_WIDTH = 0.55
 """GPT-2's 0.02 at its width of 768, carried to other widths as 1 / sqrt(width)."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to build a model; stored beside its weights.
-
-    Attributes:
-        arm: Name of the arm in the comparison.
-        mixer: Registered mixer class; `options` are its options.
-        placement: `{"layers": [...], "mixer": name, "options": {...}}`: the layers that `mixer`
-            takes, and the mixer of the others; None where every layer takes `mixer`.
-        vocabulary_size: Number of token ids.
-        mlp_width: Hidden width of the SwiGLU.
-        max_positions: Longest sequence the model may read.
-        context: Training context.
-        tokenizer: Name of the tokenizer.
-        kernels: Provider of the operations in `kernels/`, or `auto`.
-    """
-
-    arm: str
-    mixer: str
-    vocabulary_size: int
-    layers: int
-    width: int
-    heads: int
-    mlp_width: int
-    options: dict[str, Any] = field(default_factory=dict)
-    max_positions: int = 8192
-    context: int = 512
-    tokenizer: str = "byte"
-    kernels: str = "auto"
-    placement: dict[str, Any] | None = None
-
-    def layer_mixer(self, layer: int) -> tuple[str, dict[str, Any]]:
-        """Name and options of the mixer in one layer."""
-        if self.placement is None or layer in self.placement["layers"]:
-            return self.mixer, self.options
-        return self.placement["mixer"], self.placement["options"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ConfigError: For missing or unknown fields.
-        """
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"not a model configuration: {error}") from error
 
 
 @dataclass
@@ -120,60 +67,6 @@ class DecoderOutput:
         """Mean over the routing layers; None if none routes."""
         per_layer = self.kv_fraction_per_layer()
         return sum(per_layer) / len(per_layer) if per_layer else None
-
-
-@dataclass
-class DecoderState:
-    """The decoding memory of all layers.
-
-    Attributes:
-        layers: One memory per layer.
-        positions: How far each sequence has been read.
-    """
-
-    layers: list[MixerState]
-    positions: Positions
-
-    @classmethod
-    def join(cls, states: Sequence[Self]) -> Self:
-        """One memory of all sequences of `states`, which may stand at different positions.
-
-        `states` stay as they are, so both exist at the same time.
-        """
-        layers = zip(*(state.layers for state in states), strict=True)
-        return cls(
-            [type(parts[0]).join(parts) for parts in layers],
-            Positions.join([state.positions for state in states]),
-        )
-
-    @property
-    def position(self) -> int | Tensor:
-        """Tokens read: an int while all sequences agree, else an int64 tensor `[B]`."""
-        return self.positions.value
-
-    @property
-    def positions_B(self) -> Tensor:
-        """Int64 tokens read of each sequence."""
-        return self.positions.tensor_B
-
-    @property
-    def longest(self) -> int:
-        """Tokens read of the longest sequence, without asking the device."""
-        return self.positions.longest
-
-    def bytes_allocated(self) -> dict[str, int]:
-        """Allocated bytes by kind, summed over layers and sequences."""
-        total: dict[str, int] = {}
-        for layer in self.layers:
-            for kind, count in layer.bytes_allocated().items():
-                total[kind] = total.get(kind, 0) + count
-        return total
-
-    def select(self, index_B: Tensor) -> None:
-        """Keep only the sequences `index_B`, in that order."""
-        self.positions.select(index_B)
-        for layer in self.layers:
-            layer.select(index_B)
 
 
 class Block(nn.Module):
@@ -268,7 +161,7 @@ class DecoderLM(nn.Module):
             tokens_BT: Token ids.
             wanted_BT: Boolean; for an oracle router, which tokens a later question asks for.
         """
-        self._check_length(tokens_BT.shape[1])
+        self.check_length(tokens_BT.shape[1])
         x_BTD, hints = self.embedding(tokens_BT), RoutingHints(tokens_BT, wanted_BT)
         reports = []
         for block in self.blocks:
@@ -308,7 +201,7 @@ class DecoderLM(nn.Module):
         With `last_only` the logits are those after the last token alone, `[B, 1, V]`: those of a
         long prompt and a large vocabulary would not fit into memory.
         """
-        self._check_length(state.longest + tokens_BT.shape[1])
+        self.check_length(state.longest + tokens_BT.shape[1])
         x_BTD, hints = self.embedding(tokens_BT), RoutingHints(tokens_BT, wanted_BT)
         reports = []
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
@@ -319,7 +212,7 @@ class DecoderLM(nn.Module):
 
     def step(self, tokens_B: Tensor, state: DecoderState, wanted_B: Tensor | None = None) -> Tensor:
         """Read one token per sequence; returns `logits_BV` of the next one."""
-        self._check_length(state.longest + 1)
+        self.check_length(state.longest + 1)
         x_BD = self.embedding(tokens_B)
         hints = RoutingHints(tokens_B[:, None], None if wanted_B is None else wanted_B[:, None])
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
@@ -408,6 +301,18 @@ class DecoderLM(nn.Module):
         ]
         return StateBytes(**{name: sum(layer[name] for layer in layers) for name in layers[0]})
 
+    def check_length(self, length: int) -> None:
+        """Check that the model may read a sequence of `length` tokens.
+
+        Raises:
+            ConfigError: If it is longer than `max_positions`.
+        """
+        if length > self.config.max_positions:
+            raise ConfigError(
+                f"a sequence of {length} tokens is longer than the model's "
+                f"max_positions {self.config.max_positions}"
+            )
+
     def _dense_flops_per_token(self) -> float:
         width, hidden = self.config.width, self.config.mlp_width
         mlp = linear_flops(1, width, 2 * hidden) + linear_flops(1, hidden, width)
@@ -416,13 +321,6 @@ class DecoderLM(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         logits = F.linear(self.final_norm(x), self.embedding.weight)
         return logits[..., : self.config.vocabulary_size]
-
-    def _check_length(self, length: int) -> None:
-        if length > self.config.max_positions:
-            raise ConfigError(
-                f"a sequence of {length} tokens is longer than the model's "
-                f"max_positions {self.config.max_positions}"
-            )
 
     def _initialise(self) -> None:
         """Normal matrices; those that write to the residual stream shrunk by sqrt(2 L) (GPT-2)."""

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ham.decoding.stepper import Stepper, make_stepper
 from ham.errors import ConfigError, NotFiniteError
-from ham.model.decoder import DecoderLM, DecoderOutput, DecoderState
+from ham.model.decoder import DecoderLM, DecoderOutput
+from ham.model.decoder_state import DecoderState
 from ham.model.sampling import Sampling
 
 StopRule = Callable[[list[int]], bool]

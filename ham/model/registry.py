@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ham.config import describe_faults
+from ham.config_files import describe_faults
 from ham.errors import ConfigError, unknown_choice
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import torch
 
 from ham.config import ArmConfig, Config
 from ham.errors import ConfigError
-from ham.model.decoder import DecoderLM, ModelConfig
+from ham.model.decoder import DecoderLM
+from ham.model.model_config import ModelConfig
 
 MLP_MULTIPLE = 8
 TOLERANCE = 0.01

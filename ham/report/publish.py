@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from ham.config import load_config
+from ham.config_files import load_config
 from ham.errors import ConfigError, MissingDataError
 from ham.files import atomic_writer, write_text
 from ham.report.build import build_report

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ham.config import Strict, describe_faults
+from ham.config import Strict
+from ham.config_files import describe_faults
 from ham.errors import CorruptFileError
 from ham.files import read_jsonl, write_jsonl
 

@@ -7,16 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ham.config import (
-    ArmConfig,
-    Fraction,
-    NonNegative,
-    Positive,
-    PositiveFloat,
-    Strict,
-    describe_faults,
-    read_yaml,
-)
+from ham.config import ArmConfig, Fraction, NonNegative, Positive, PositiveFloat, Strict
+from ham.config_files import describe_faults, read_yaml
 from ham.errors import ConfigError
 
 Filler = Literal["blank", "random"]

@@ -8,7 +8,8 @@ from triton_device import DEVICE, interpreter, needs_gpu
 
 from ham.decoding.stepper import EagerStepper, make_stepper
 from ham.errors import ConfigError, NotFiniteError
-from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.decoder import DecoderLM
+from ham.model.decoder_state import DecoderState
 
 __all__ = ["interpreter", "needs_gpu"]
 

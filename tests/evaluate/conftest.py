@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stand_ins import prose, write_shard
 
-from ham.config import parse_config
+from ham.config_files import parse_config
 from ham.evaluate.part import Subject
 from ham.train.tokenizer import ByteTokenizer
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stand_ins import ByteText, UniformModel
 
-from ham.config import parse_config
+from ham.config_files import parse_config
 from ham.errors import MissingDataError
 from ham.evaluate import lm_eval_run
 from ham.evaluate.fetch_evals import evals_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ham.config import parse_config
+from ham.config_files import parse_config
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.model.checkpoint import load_model, read_description, save_model
 from ham.model.sizing import model_config, parameter_count

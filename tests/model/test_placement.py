@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ham.config import parse_config
+from ham.config_files import parse_config
 from ham.errors import ConfigError
 from ham.model.calibration import calibrate, realised_fractions
 from ham.model.checkpoint import load_model, save_model

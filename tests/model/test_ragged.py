@@ -7,7 +7,7 @@ import torch
 
 from ham.errors import ConfigError
 from ham.model.blocks import RotaryPositions
-from ham.model.decoder import DecoderState
+from ham.model.decoder_state import DecoderState
 from ham.model.positions import Positions
 from ham.model.registry import registered_mixers
 

@@ -30,7 +30,7 @@ TEXT_SUFFIXES = {".md", ".csv", ".tex", ".json"}
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Path:
     """A checkout with one arm's rows and manifests of all stages."""
-    from ham.config import load_config
+    from ham.config_files import load_config
 
     values = {"name": "tiny", "arms": [{"name": "transformer", "mixer": "transformer"}]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))

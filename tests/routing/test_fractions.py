@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ham.config import Config, parse_config
+from ham.config import Config
+from ham.config_files import parse_config
 from ham.job import Job
 from ham.model.calibration import thresholds
 from ham.model.checkpoint import load_model, read_description

@@ -10,9 +10,10 @@ from ham.errors import ConfigError, NotFiniteError, RoutingError
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored
 from ham.layer import HamMixer, HamOptions
 from ham.model.calibration import calibrate
-from ham.model.decoder import DecoderLM, ModelConfig
+from ham.model.decoder import DecoderLM
 from ham.model.generation import generate
 from ham.model.mixer import MixerShape, RoutingHints
+from ham.model.model_config import ModelConfig
 from ham.model.registry import parse_options
 from ham.routing import follow, head_scores, post_update_from_l2
 from ham.routing.router import Router

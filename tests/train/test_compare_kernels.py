@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from ham.cli import main
-from ham.config import load_config
+from ham.config_files import load_config
 from ham.errors import ConfigError
 from ham.job import used_providers
 from ham.kernels.registry import find_operation

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ham.config import load_config
+from ham.config_files import load_config
 from ham.files import read_json, sha256_file
 from ham.report.rows import read_rows
 

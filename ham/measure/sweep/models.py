@@ -9,11 +9,12 @@ import gc
 import torch
 from torch import nn
 
-from ham.config import parse_config
+from ham.config_files import parse_config
 from ham.measure.sweep.grid import MODELS, Scale
 from ham.model.blocks import RMSNorm, ShortConvolution
-from ham.model.decoder import DecoderLM, ModelConfig
+from ham.model.decoder import DecoderLM
 from ham.model.mixer import MixerShape, SequenceMixer
+from ham.model.model_config import ModelConfig
 from ham.model.registry import mixer_class, parse_options
 from ham.model.sizing import model_config, parameter_count
 

@@ -12,7 +12,8 @@ from ham.kernels.speed.clock import Task, capture
 from ham.measure.sweep.attention import fastest_first
 from ham.measure.sweep.forced import force_routing
 from ham.measure.sweep.grid import Cell
-from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.decoder import DecoderLM
+from ham.model.decoder_state import DecoderState
 from ham.model.precision import precision_context
 from ham.train.optimiser import make_optimiser, set_learning_rate
 

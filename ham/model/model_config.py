@@ -1,0 +1,63 @@
+"""What is needed to build a model, as it is stored beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ham.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build a model; stored beside its weights.
+
+    Attributes:
+        arm: Name of the arm in the comparison.
+        mixer: Registered mixer class; `options` are its options.
+        placement: `{"layers": [...], "mixer": name, "options": {...}}`: the layers that `mixer`
+            takes, and the mixer of the others; None where every layer takes `mixer`.
+        vocabulary_size: Number of token ids.
+        mlp_width: Hidden width of the SwiGLU.
+        max_positions: Longest sequence the model may read.
+        context: Training context.
+        tokenizer: Name of the tokenizer.
+        kernels: Provider of the operations in `kernels/`, or `auto`.
+    """
+
+    arm: str
+    mixer: str
+    vocabulary_size: int
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    options: dict[str, Any] = field(default_factory=dict)
+    max_positions: int = 8192
+    context: int = 512
+    tokenizer: str = "byte"
+    kernels: str = "auto"
+    placement: dict[str, Any] | None = None
+
+    def layer_mixer(self, layer: int) -> tuple[str, dict[str, Any]]:
+        """Name and options of the mixer in one layer."""
+        if self.placement is None or layer in self.placement["layers"]:
+            return self.mixer, self.options
+        return self.placement["mixer"], self.placement["options"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: For missing or unknown fields.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"not a model configuration: {error}") from error
