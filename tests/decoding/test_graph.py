@@ -13,9 +13,10 @@ from ham.model.decoder_state import DecoderState
 
 __all__ = ["interpreter", "needs_gpu"]
 
-LENGTHS = (1, 40, 23)
-STEPS = 6
-SCORES = ("cosine", "l2", "committed", "post_update", "learned", "random", "periodic")
+LENGTHS = (1, 37)
+STEPS = 4
+# The others of the state differ within one kernel only, which has tests of its own.
+SCORES = ("cosine", "committed", "learned", "random", "periodic")
 
 
 def texts(count: int = len(LENGTHS)) -> list[torch.Tensor]:
@@ -31,7 +32,7 @@ def prefilled(model: DecoderLM) -> DecoderState:
     return DecoderState.join(parts)
 
 
-def tokens_at(step: int, places: tuple[int, ...] = (0, 1, 2)) -> torch.Tensor:
+def tokens_at(step: int, places: tuple[int, ...] = (0, 1)) -> torch.Tensor:
     return torch.stack([texts()[place][LENGTHS[place] + step] for place in places])
 
 
@@ -57,20 +58,20 @@ def test_steps_agree_with_the_model(tiny_model, score) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "max", "per_head"])
 def test_reductions_agree_with_the_model(tiny_model, reduction) -> None:
     fused, plain = run_both(tiny_model("ham", reduction=reduction).to(DEVICE))
-    counts_B = fused.kept(range(3))
-    expected = plain.kept(range(3))
+    counts_B = fused.kept(range(len(LENGTHS)))
+    expected = plain.kept(range(len(LENGTHS)))
     assert all(abs(counts_B[layer] - expected[layer]) <= 1 for layer in expected)
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_the_ends_of_the_dial(tiny_model, target) -> None:
-    fused, plain = run_both(tiny_model("ham", target=target).to(DEVICE), steps=4)
-    assert fused.kept(range(3)) == plain.kept(range(3))
+    fused, plain = run_both(tiny_model("ham", target=target).to(DEVICE), steps=2)
+    assert fused.kept(range(len(LENGTHS))) == plain.kept(range(len(LENGTHS)))
 
 
 def test_the_gated_delta_rule_has_no_cache(tiny_model) -> None:
     fused, _ = run_both(tiny_model("gated_delta_rule").to(DEVICE))
-    assert fused.kept(range(3)) == {}
+    assert fused.kept(range(len(LENGTHS))) == {}
     assert set(fused.bytes_allocated()) == {"recurrent", "conv"}
 
 
@@ -78,27 +79,31 @@ def test_the_gated_delta_rule_has_no_cache(tiny_model) -> None:
 def test_sequences_leave_and_the_state_comes_back(tiny_model) -> None:
     model = tiny_model("ham").to(DEVICE)
     fused, plain = run_both(model, steps=2)
-    fused.select([0, 2])
-    plain.select([0, 2])
-    for step in range(2, 5):
-        tokens_B = tokens_at(step, (0, 2))
+    fused.select([1])
+    plain.select([1])
+    for step in range(2, 4):
+        tokens_B = tokens_at(step, (1,))
         torch.testing.assert_close(fused.step(tokens_B), plain.step(tokens_B), rtol=1e-4, atol=1e-4)
     state = fused.release()
     assert state.positions.lengths == plain.lengths
-    tokens_B = tokens_at(5, (0, 2))
+    tokens_B = tokens_at(4, (1,))
     torch.testing.assert_close(
         model.step(tokens_B, state), plain.step(tokens_B), rtol=1e-4, atol=1e-4
     )
 
 
+@torch.no_grad()
 def test_pages_are_taken_as_tokens_are_routed(tiny_model) -> None:
     model = tiny_model("ham", target=1.0).to(DEVICE)
-    fused = make_stepper(model, prefilled(model), fused=True)
+    state = model.init_state(1)
+    text_T = texts()[0]
+    model.prefill(text_T[None, :30], state)
+    fused = make_stepper(model, state, fused=True)
     before = fused.bytes_allocated()["kv"]
-    for step in range(26):
-        fused.step(tokens_at(step % 20))
-    assert fused.bytes_allocated()["kv"] > before
-    assert fused.kept([0]) == {0: 27, 1: 27}
+    for token_1 in text_T[30:34].split(1):
+        fused.step(token_1)
+    assert fused.bytes_allocated()["kv"] == 2 * before
+    assert fused.kept([0]) == {0: 34, 1: 34}
 
 
 def test_a_nan_score_is_told(tiny_model) -> None:
