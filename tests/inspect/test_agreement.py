@@ -74,12 +74,13 @@ def test_every_way_decides_the_same_in_float32(tiny_model: Callable, pieces: int
 
 
 def test_flips_in_bfloat16_are_near_the_threshold(tiny_model: Callable):
-    """Rounding moves a score of the first layer by at most 32 unit roundoffs, to first order.
+    """Rounding moves a score of the first layer by at most 32 unit roundoffs.
 
-    The cosine moves by no more than the relative changes of v and of the prediction together. v is
-    rounded 6 times: input, weight and product of the projection, weight and sum of the
-    convolution, silu. The prediction sums beta v (k . k) with decays: v 6 times, each key 7
-    times (also at its norm), beta and decay 3 times each. That is 6 + 6 + 14 + 6 = 32.
+    To first order, in norms, and as long as no sum cancels: the cosine moves by no more than
+    the relative changes of v and of the prediction together. v is rounded 6 times: input, weight
+    and product of the projection, weight and sum of the convolution, silu. The prediction sums
+    beta v (k . k) with decays: v 6 times, each key 7 times (also at its norm), beta and decay 3
+    times each. That is 6 + 6 + 14 + 6 = 32.
     """
     model = tiny_model("ham")
     first = agreement(model, ids(200), [0], precision="bfloat16", pieces=48)
