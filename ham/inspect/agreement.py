@@ -23,7 +23,8 @@ from ham.decoding.stepper import make_stepper
 from ham.errors import ConfigError
 from ham.inspect.trace import routing_layers
 from ham.kernels.triton_target import triton_available
-from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.decoder import DecoderLM
+from ham.model.decoder_state import DecoderState
 from ham.model.mixer import MixerAux
 from ham.model.precision import precision_context
 
