@@ -1,12 +1,14 @@
-"""`ham inspect`: which tokens of a text each layer of a trained model keeps."""
+"""`ham inspect`: which tokens of a text each layer keeps, and whether decoding keeps the same."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ham.inspect.agreement import Agreement
     from ham.model.decoder import DecoderLM
     from ham.report.rows import RowWriter
 
@@ -49,6 +51,24 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="longer texts are cut (default: %(default)s); the model's max_positions cuts too",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="arithmetic; auto: bfloat16 on a GPU, float32 elsewhere (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--agreement",
+        action="store_true",
+        help="also read the text in pieces and step by step, and count decisions and logits that "
+        "differ from reading it at once",
+    )
+    parser.add_argument(
+        "--pieces",
+        type=int,
+        metavar="N",
+        help="with --agreement: tokens of a piece (default: 64)",
+    )
     parser.set_defaults(handler=run)
 
 
@@ -56,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the shares by class and layer; write the page and the rows where asked for."""
     from ham.device import gpu_lease, resolve_device
     from ham.files import write_text
+    from ham.inspect.agreement_table import add_agreement_rows
     from ham.inspect.page import render_inspection
     from ham.inspect.sample import sample_text
     from ham.inspect.shares import add_rows, table_lines, top_lines
@@ -75,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             text, of_what = read_text(arguments.text, limit)
         tokens = tokenise(text, tokenizer, limit, arguments.needle, of_what)
-        traces = trace_layers(model, tokens.ids, layers)
+        traces = trace_layers(model, tokens.ids, layers, arguments.precision)
         source = _source(arguments, len(tokens.ids))
         print(f"{model.config.arm}: {source}")
         if tokens.note:
@@ -84,9 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
         for trace in traces if arguments.top else []:
             print(f"\nhighest scores of layer {trace.layer}: score, kept, position, token, class")
             print("\n".join(top_lines(tokens, trace, arguments.top)))
+        found = _agreement(model, tokens.ids, layers, arguments) if arguments.agreement else None
         if arguments.rows:
             writer, manifest = _writer(model, arguments)
             add_rows(writer, tokens.classes_T, traces)
+            if found:
+                add_agreement_rows(writer, found)
             _write_rows(writer, manifest, arguments.rows)
     if arguments.out:
         write_text(arguments.out, render_inspection(model.config.arm, source, tokens, traces))
@@ -101,6 +125,22 @@ def _check_counts(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--top must be at least 0, received {arguments.top}")
     if arguments.max_tokens < 1:
         raise ConfigError(f"--max-tokens must be at least 1, received {arguments.max_tokens}")
+    if arguments.pieces is not None and not arguments.agreement:
+        raise ConfigError(f"--pieces {arguments.pieces} goes with --agreement, which is not given")
+
+
+def _agreement(
+    model: DecoderLM, ids: Sequence[int], layers: Sequence[int], arguments: argparse.Namespace
+) -> Agreement:
+    """Compare the ways to read the text and print the table."""
+    from ham.inspect.agreement import PIECE_TOKENS, agreement
+    from ham.inspect.agreement_table import agreement_lines
+
+    pieces = PIECE_TOKENS if arguments.pieces is None else arguments.pieces
+    found = agreement(model, ids, layers, pieces=pieces, precision=arguments.precision)
+    print()
+    print("\n".join(agreement_lines(found)))
+    return found
 
 
 def _source(arguments: argparse.Namespace, count: int) -> str:

@@ -69,6 +69,11 @@ def table_lines(classes_T: np.ndarray, traces: Sequence[LayerTrace]) -> list[str
         grid.append([name, str(count), *(format_share(share) for share in shares)])
     grid.append(["target", "", *(f"{100 * trace.target:.1f} %" for trace in traces)])
     grid.append(["threshold", "", *(format_number(trace.threshold) for trace in traces)])
+    return aligned_lines(grid)
+
+
+def aligned_lines(grid: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells as lines: first column to the left, others to the right."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = []
     for first, *others in grid:

@@ -49,7 +49,10 @@ def decision(aux: MixerAux) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def trace_layers(
-    model: DecoderLM, ids: Sequence[int], layers: Sequence[int] | None = None
+    model: DecoderLM,
+    ids: Sequence[int],
+    layers: Sequence[int] | None = None,
+    precision: str = "auto",
 ) -> list[LayerTrace]:
     """Read a text from an empty memory and report every layer that routes.
 
@@ -57,12 +60,13 @@ def trace_layers(
         model: In evaluation mode.
         ids: Token numbers, at most `max_positions` of them.
         layers: Layers to report; all that route when None.
+        precision: As in `precision_context`.
 
     Raises:
         ConfigError: If no layer routes or one of `layers` does not.
     """
     routing = routing_layers(model, layers)
-    with precision_context(model.device):
+    with precision_context(model.device, precision):
         output = model(torch.tensor([list(ids)], device=model.device))
     traces = []
     for layer in routing:

@@ -17,6 +17,7 @@ STAGES = {
     "throughput": "measure",
     "memory": "measure",
     "inspect": "inspect",
+    "agreement": "inspect",
     "kernel_speed": "measure",
 }
 
