@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ham.errors import ConfigError
 from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.window_attention import banded_attention, window_pairs
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "grouped": ("transformer", {"kv_heads": 1}),
     "conv": ("transformer", {"short_conv": 4}),
     "grouped-conv": ("transformer", {"kv_heads": 1, "short_conv": 2}),
+    "sinks": ("sliding_window", {"window": 24, "sinks": 3}),
+    "sinks-as-window": ("sliding_window", {"window": 5, "sinks": 5}),
 }
 LENGTHS = (1, 2, 30, 70)
 NEW = 12
@@ -146,8 +150,33 @@ def test_the_convolution_reaches_back_over_its_width(tiny_model) -> None:
     assert moved.tolist() == [True, True, True, False, False, False]
 
 
+@pytest.mark.parametrize(("window", "sinks"), [(24, 3), (5, 5), (7, 1), (64, 4), (4, 0)])
+def test_first_tokens_and_window_are_what_a_mask_says(window, sinks) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 50, 8, generator=generator, dtype=torch.float64)
+    t, j = torch.arange(50)[:, None], torch.arange(50)
+    visible = (j <= t) & ((j > t - window) | (j < sinks))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2)
+    found = banded_attention(*(x.transpose(1, 2) for x in (q, k, v)), window, sinks)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert window_pairs(50, window, sinks) == visible.sum()
+
+
+def test_sinks_cost_what_they_hold(tiny_model) -> None:
+    plain, sinks = (tiny_model("sliding_window", window=24, sinks=n) for n in (0, 4))
+    pair = 2 * 2 * 32 * 4
+    assert sinks.state_bytes(60, 1.0, 4).kv - plain.state_bytes(60, 1.0, 4).kv == 4 * pair
+    assert sinks.state_bytes(20, 1.0, 4).kv == plain.state_bytes(20, 1.0, 4).kv == 20 * pair
+    assert sinks.decode_flops(60) - plain.decode_flops(60) == 2 * 2 * 4 * 2 * (16 + 16)
+    assert sinks.decode_flops(20) == plain.decode_flops(20)
+
+
 def test_options_out_of_range_are_one_clear_message(tiny_model) -> None:
     with pytest.raises(ConfigError, match="kv_heads 3 does not divide the 2 heads"):
         tiny_model("transformer", kv_heads=3)
     with pytest.raises(ConfigError, match="kv_heads"):
         tiny_model("transformer", kv_heads=0)
+    with pytest.raises(ConfigError, match=r"sinks 9 are more than the window; legal: 0\.\.8"):
+        tiny_model("sliding_window", window=8, sinks=9)
+    with pytest.raises(ConfigError, match=r"context 128; legal: sinks 0\.\.8"):
+        tiny_model("sliding_window", window=120, sinks=9)
