@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ham.baselines.transformer import Transformer, TransformerOptions
 from ham.errors import ConfigError
 from ham.model.decoder import DecoderLM, DecoderState
+from ham.model.mixer import MixerShape
 from ham.model.window_attention import banded_attention, window_pairs
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -106,22 +108,25 @@ def test_every_parameter_gets_a_finite_gradient(model) -> None:
         assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
 
 
-def test_grouped_queries_are_full_heads_with_equal_keys_and_values(tiny_model) -> None:
-    grouped = tiny_model("transformer", dtype=torch.float64, kv_heads=1)
-    full = tiny_model("transformer", dtype=torch.float64)
-    weights = grouped.state_dict()
-    for name in [name for name in weights if name.endswith("qkv.weight")]:
-        q, k, v = weights[name].split((32, 16, 16))
-        weights[name] = torch.cat((q, k, k, v, v))
-    full.load_state_dict(weights)
-    tokens_BT = random_tokens(2, 50)
-    close(grouped(tokens_BT).logits_BTV, full(tokens_BT).logits_BTV)
-    pair = 2 * 16 * 8
-    assert (
-        grouped.state_bytes(50, 1.0, 8).kv == 2 * 50 * pair == full.state_bytes(50, 1.0, 8).kv // 2
-    )
-    # Per layer and token, the projections of one head of keys and one of values.
-    assert full.forward_flops(50) - grouped.forward_flops(50) == 2 * 50 * 2 * 32 * 32
+def test_grouped_queries_are_full_heads_with_equal_keys_and_values() -> None:
+    shape = MixerShape(width=32, heads=4)
+    grouped = Transformer(shape, TransformerOptions(kv_heads=2)).double()
+    full = Transformer(shape, TransformerOptions()).double()
+    q, k, v = grouped.qkv.weight.detach().split((32, 16, 16))
+    # Query heads 0 and 1 read key head 0, heads 2 and 3 read key head 1.
+    k, v = (x.unflatten(0, (2, 8)).repeat_interleave(2, dim=0).flatten(0, 1) for x in (k, v))
+    full.qkv.weight.data = torch.cat((q, k, v))
+    full.out.load_state_dict(grouped.out.state_dict())
+    x_BTD = torch.randn(2, 50, 32, dtype=torch.float64)
+    expected = full(x_BTD)[0]
+    close(grouped(x_BTD)[0], expected)
+    state = grouped.init_state(2, x_BTD.device, x_BTD.dtype)
+    pieces = [grouped.prefill(x, state)[0] for x in x_BTD[:, :40].split((30, 10), dim=1)]
+    steps = [grouped.step(x_BD, state)[:, None] for x_BD in x_BTD[:, 40:].unbind(1)]
+    close(torch.cat([*pieces, *steps], dim=1), expected)
+    assert grouped.state_bytes(50).kv == 50 * 2 * 16 * 2 == full.state_bytes(50).kv // 2
+    # Per token, the projections of two heads of keys and two of values.
+    assert full.forward_flops(50) - grouped.forward_flops(50) == 2 * 50 * 32 * 32
 
 
 def test_a_convolution_that_passes_its_input_changes_nothing(tiny_model) -> None:
