@@ -150,6 +150,8 @@ class WindowKVCache:
         return torch.where(held_BW, position_BW, -1)
 
     def _slots(self, positions_BT: Tensor) -> Tensor:
+        if not self.sinks:
+            return positions_BT % self.window
         ring_BT = self.sinks + (positions_BT - self.sinks) % self.window
         return torch.where(positions_BT < self.sinks, positions_BT, ring_BT)
 
