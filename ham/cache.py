@@ -95,38 +95,65 @@ class DenseKVCache:
 
 
 class WindowKVCache:
-    """Keys and values of the last `window` tokens in a ring; slot = position mod window."""
+    """Keys and values of the last `window` tokens in a ring, and of the first `sinks` before it.
 
-    def __init__(self, batch: int, window: int, heads: int, head_dim: int, like: Tensor):
+    A sink has the slot of its position; a token at position p after them has slot
+    sinks + (p - sinks) mod window. No token has two slots. There are at most `window` sinks.
+    """
+
+    def __init__(
+        self, batch: int, window: int, heads: int, head_dim: int, like: Tensor, sinks: int = 0
+    ):
         self.window = window
+        self.sinks = sinks
         self.positions = Positions.zeros(batch, like.device)
-        self.k_BWHK = like.new_zeros(batch, window, heads, head_dim)
-        self.v_BWHV = like.new_zeros(batch, window, heads, head_dim)
+        self.k_BWHK = like.new_zeros(batch, self.slots, heads, head_dim)
+        self.v_BWHV = like.new_zeros(batch, self.slots, heads, head_dim)
 
     @classmethod
     def join(cls, caches: Sequence[Self]) -> Self:
-        """One cache of all sequences of `caches`, whose windows are the same."""
+        """One cache of all sequences of `caches`, whose windows and sinks are the same."""
         joined = cls.__new__(cls)
-        joined.window = caches[0].window
+        joined.window, joined.sinks = caches[0].window, caches[0].sinks
         joined.positions = Positions.join([cache.positions for cache in caches])
         joined.k_BWHK = torch.cat([cache.k_BWHK for cache in caches])
         joined.v_BWHV = torch.cat([cache.v_BWHV for cache in caches])
         return joined
 
+    @property
+    def slots(self) -> int:
+        """Tokens that a sequence has room for."""
+        return self.window + self.sinks
+
     def append(self, k_BTHK: Tensor, v_BTHV: Tensor) -> None:
-        """Add T tokens to each sequence; the oldest are overwritten."""
+        """Add T tokens to each sequence; the oldest but the sinks are overwritten."""
         tokens = k_BTHK.shape[1]
-        kept = min(tokens, self.window)
-        slots_BT = self.positions.upcoming(tokens)[:, tokens - kept :] % self.window
-        _write(self.k_BWHK, slots_BT, k_BTHK[:, tokens - kept :])
-        _write(self.v_BWHV, slots_BT, v_BTHV[:, tokens - kept :])
+        # Sinks of the shortest sequence; a longer one puts these tokens into its ring. Neither
+        # these nor the last `window` tokens share a slot, but the two parts together may.
+        early = min(tokens, max(self.sinks - self.positions.shortest, 0))
+        late = min(tokens - early, self.window)
+        slots_BT = self._slots(self.positions.upcoming(tokens))
+        for part in (slice(0, early), slice(tokens - late, tokens)):
+            if part.start < part.stop:
+                _write(self.k_BWHK, slots_BT[:, part], k_BTHK[:, part])
+                _write(self.v_BWHV, slots_BT[:, part], v_BTHV[:, part])
         self.positions.advance(tokens)
 
     def positions_BW(self) -> Tensor:
         """Position of the token in each slot, -1 in an empty one; `[1, W]` unless ragged."""
-        slots_W = torch.arange(self.window, device=self.k_BWHK.device)
+        slots_W = torch.arange(self.slots, device=self.k_BWHK.device)
         newest_B1 = self.positions.upcoming(1) - 1
-        return (newest_B1 - (newest_B1 - slots_W) % self.window).clamp(min=-1)
+        ring_BW = newest_B1 - (newest_B1 - slots_W) % self.window
+        position_BW = torch.where(slots_W < self.sinks, slots_W, ring_BW)
+        first_W = slots_W.clamp(max=self.sinks)
+        held_BW = (position_BW >= first_W) & (position_BW <= newest_B1)
+        return torch.where(held_BW, position_BW, -1)
+
+    def _slots(self, positions_BT: Tensor) -> Tensor:
+        if not self.sinks:
+            return positions_BT % self.window
+        ring_BT = self.sinks + (positions_BT - self.sinks) % self.window
+        return torch.where(positions_BT < self.sinks, positions_BT, ring_BT)
 
     def select(self, index_B: Tensor) -> None:
         """Keep the sequences `index_B`, in that order."""

@@ -57,6 +57,7 @@ DEFAULT_OPTIONS = {
     "sliding_window": {"window": 24},
     "mamba2": {"state_size": 16, "head_dim": 16},
     "ham": {"target": 0.3},
+    "gated_delta_rule_window": {"window": 24},
 }
 
 

@@ -168,6 +168,34 @@ def test_window_cache_knows_the_last_tokens(parts) -> None:
             assert torch.equal(cache.v_BWHV[:, slot], v_BTHV[:, position])
 
 
+@pytest.mark.parametrize("sinks", [1, 3, 8])
+@pytest.mark.parametrize("read", [(0, 0), (2, 2), (2, 0), (2, 30), (9, 1)], ids=str)
+@pytest.mark.parametrize("parts", [(1,), (2, 5), (11,), (40,), (1,) * 19], ids=str)
+def test_window_cache_keeps_the_first_tokens_too(sinks, read, parts) -> None:
+    window, rows, caches = 8, [], []
+    for row, before in enumerate(read):
+        rows.append(random_kv(1, before + sum(parts), seed=row))
+        caches.append(WindowKVCache(1, window, 2, 4, LIKE, sinks))
+        caches[-1].append(*(x[:, :before] for x in rows[-1]))
+    cache, done = WindowKVCache.join(caches), 0
+    for size in parts:
+        cuts = [slice(before + done, before + done + size) for before in read]
+        new = zip(
+            *([x[:, cut] for x in kv] for kv, cut in zip(rows, cuts, strict=True)), strict=True
+        )
+        cache.append(*(torch.cat(parts) for parts in new))
+        done += size
+    positions = cache.positions_BW().expand(2, -1).tolist()
+    for row, (before, (k_1THK, v_1THV)) in enumerate(zip(read, rows, strict=True)):
+        total = before + done
+        expected = sorted({*range(min(sinks, total)), *range(max(sinks, total - window), total)})
+        assert sorted(p for p in positions[row] if p >= 0) == expected
+        for slot, position in enumerate(positions[row]):
+            if position >= 0:
+                assert torch.equal(cache.k_BWHK[row, slot], k_1THK[0, position])
+                assert torch.equal(cache.v_BWHV[row, slot], v_1THV[0, position])
+
+
 def test_dense_cache_grows_by_blocks_and_keeps_everything() -> None:
     k_BTHK, v_BTHV = random_kv(2, 2 * BLOCK_TOKENS + 1, seed=0)
     cache = DenseKVCache(2, 2, 4, LIKE)

@@ -76,7 +76,10 @@ def arm(mixer: str, **options: object) -> list[dict]:
 BAD_INPUT = {
     "unknown key": ({"trian": {}}, "trian: unknown key; known: arms, data, device"),
     "wrong type": ({"train": {"steps": "many"}}, "train.steps: Input should be a valid integer"),
-    "unknown mixer": ({"arms": arm("rwkv")}, "unknown mixer 'rwkv'; known: gated_delta_rule, ham"),
+    "unknown mixer": (
+        {"arms": arm("rwkv")},
+        "unknown mixer 'rwkv'; known: gated_delta_rule, gated_delta_rule_window, ham",
+    ),
     "unknown task": (
         {"evaluate": {"lm_eval": {"tasks": ["hellaswog"]}}},
         "unknown lm-eval task 'hellaswog'; known: arc_challenge",

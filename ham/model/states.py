@@ -15,23 +15,28 @@ from ham.model.mixer import MixerState
 
 @dataclass
 class CacheState(MixerState):
-    """Keys and values, and nothing else."""
+    """Keys and values, and the inputs that a short convolution still needs if there is one."""
 
     cache: DenseKVCache | WindowKVCache
+    history_BWC: Tensor | None = None
 
     def tensors(self) -> dict[str, list[Tensor]]:
         """All tensors held, by kind."""
-        return {"kv": self.cache.tensors()}
+        conv = {} if self.history_BWC is None else {"conv": [self.history_BWC]}
+        return {"kv": self.cache.tensors(), **conv}
 
     def select(self, index_B: Tensor) -> None:
         """Keep the sequences `index_B`, in that order."""
         self.cache.select(index_B)
+        if self.history_BWC is not None:
+            self.history_BWC = self.history_BWC[index_B]
 
     @classmethod
     def join(cls, states: Sequence[Self]) -> Self:
         """One memory of all sequences of `states`."""
         caches = [state.cache for state in states]
-        return cls(type(caches[0]).join(caches))
+        histories = [state.history_BWC for state in states if state.history_BWC is not None]
+        return cls(type(caches[0]).join(caches), torch.cat(histories) if histories else None)
 
 
 @dataclass

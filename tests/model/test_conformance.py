@@ -15,8 +15,9 @@ def random_tokens(batch: int, length: int, seed: int = 3) -> torch.Tensor:
     return torch.randint(0, 257, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_five_architectures_are_registered() -> None:
-    assert {"ham", "gated_delta_rule", "transformer", "sliding_window", "mamba2"} <= set(MIXERS)
+def test_the_architectures_are_registered() -> None:
+    recurrent = {"gated_delta_rule", "gated_delta_rule_window", "mamba2"}
+    assert {"ham", "transformer", "sliding_window", *recurrent} <= set(MIXERS)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
