@@ -19,11 +19,16 @@ import contextlib
 import functools
 import gc
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from ham.errors import DiskFullError
+from ham.files import write_json
 
 PROJECT = "ham"
 NEUTRAL = frozenset(
@@ -44,6 +49,7 @@ NEUTRAL = frozenset(
         "ham.workflow",
     }
 )
+MOST_KNOWN_SOURCES = 5000
 # Code is read module by module; Markdown is for readers.
 _SKIPPED_SUFFIXES = frozenset({".py", ".pyc", ".md"})
 _MENTIONING = frozenset({ast.Import, ast.ImportFrom, ast.Constant})
@@ -85,6 +91,7 @@ def fingerprint(*modules: str, root: Path | None = None) -> str:
             for extra in _data_files(path.parent):
                 digest = _file_digest(extra, extra.stat().st_mtime_ns)
                 total.update(extra.name.encode() + b"\0" + digest)
+    _KNOWN.save()
     return total.hexdigest()[:12]
 
 
@@ -159,12 +166,74 @@ def _source(name: str, path: Path) -> _Source:
 @functools.cache
 def _read(path: Path, package: str, mtime_ns: int) -> _Source:
     """Digest and references of one source file; `mtime_ns` only keys the cache."""
+    content = path.read_bytes()
+    return _KNOWN.find(content, package, lambda: _parse(content, path, package))
+
+
+def _parse(content: bytes, path: Path, package: str) -> _Source:
     parts: list[str] = []
     mentions: list[ast.AST] = []
     with _collector_paused():
-        _flatten(ast.parse(path.read_bytes(), filename=str(path)), parts, mentions)
+        _flatten(ast.parse(content, filename=str(path)), parts, mentions)
     names = {name for node in mentions for name in _names(node, package) if _is_project(name)}
     return _Source(hashlib.sha256("\n".join(parts).encode()).digest(), frozenset(names))
+
+
+class _KnownSources:
+    """What was parsed before, kept on disk: parsing takes 2 ms a module, in every process.
+
+    Entries are found by the bytes of a source, and the file belongs to one version of this module
+    and of Python, so none can be out of date. A file that cannot be read or written costs time only.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[str, list[str]]] | None = None
+        self._used: set[str] = set()
+        self._new = False
+
+    def find(self, content: bytes, package: str, parse: Callable[[], _Source]) -> _Source:
+        """The entry of a source, made by `parse` if there is none."""
+        if self._entries is None:
+            self._entries = self._load()
+        key = hashlib.sha256(package.encode() + b"\0" + content).hexdigest()
+        self._used.add(key)
+        if key in self._entries:
+            digest, references = self._entries[key]
+            return _Source(bytes.fromhex(digest), frozenset(references))
+        source = parse()
+        self._entries[key] = (source.digest.hex(), sorted(source.references))
+        self._new = True
+        return source
+
+    def save(self) -> None:
+        """Write what is new; entries of other checkouts go when there are too many."""
+        if not self._new or self._entries is None:
+            return
+        entries = self._entries
+        if len(entries) > MOST_KNOWN_SOURCES:
+            entries = {key: entries[key] for key in self._used}
+        with contextlib.suppress(OSError, DiskFullError):
+            write_json(_known_sources_file(), entries)
+        self._new = False
+
+    @staticmethod
+    def _load() -> dict[str, tuple[str, list[str]]]:
+        try:
+            loaded = json.loads(_known_sources_file().read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return loaded if isinstance(loaded, dict) else {}
+
+
+_KNOWN = _KnownSources()
+
+
+@functools.cache
+def _known_sources_file() -> Path:
+    version = hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()[:12]
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = os.environ.get("HAM_CACHE") or Path(base) / "ham-bench"
+    return Path(folder) / f"sources-{version}.json"
 
 
 @contextlib.contextmanager
