@@ -183,7 +183,8 @@ class _KnownSources:
     """What was parsed before, kept on disk: parsing takes 2 ms a module, in every process.
 
     Entries are found by the bytes of a source, and the file belongs to one version of this module
-    and of Python, so none can be out of date. A file that cannot be read or written costs time only.
+    and of Python, so none can be out of date. A file that cannot be read or written costs time
+    only.
     """
 
     def __init__(self) -> None:
