@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,7 @@ class GatedDeltaRuleWindow(SequenceMixer):
     title: ClassVar[str] = "Gated delta rule + window"
     paper: ClassVar[str] = "Irie et al. 2025, arXiv 2506.00744"
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule",)
+    small_options: ClassVar[dict[str, Any]] = {"window": 24}
 
     def __init__(self, shape: MixerShape, options: GatedDeltaRuleWindowOptions):
         super().__init__(shape, options)

@@ -7,7 +7,7 @@ recurrence with the D skip; RMSNorm of y × SiLU(z). Deviation: one group of B a
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class Mamba2(SequenceMixer):
     title: ClassVar[str] = "Mamba-2"
     paper: ClassVar[str] = "Dao and Gu 2024, arXiv 2405.21060"
     operations: ClassVar[tuple[str, ...]] = ("ssd",)
+    small_options: ClassVar[dict[str, Any]] = {"state_size": 16, "head_dim": 16}
 
     def __init__(self, shape: MixerShape, options: Mamba2Options):
         super().__init__(shape, options)

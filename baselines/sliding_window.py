@@ -9,7 +9,7 @@ not those within the cache.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import model_validator
@@ -79,6 +79,7 @@ class SlidingWindow(SequenceMixer):
     Options: ClassVar[type[MixerOptions]] = SlidingWindowOptions
     title: ClassVar[str] = "Sliding window"
     paper: ClassVar[str] = "Beltagy et al. 2020, arXiv 2004.05150"
+    small_options: ClassVar[dict[str, Any]] = {"window": 24}
 
     def __init__(self, shape: MixerShape, options: SlidingWindowOptions):
         super().__init__(shape, options)

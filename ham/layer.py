@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +144,7 @@ class HamMixer(SequenceMixer):
     routes: ClassVar[bool] = True
     uses_hints: ClassVar[bool] = True
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule", "routed_attention")
+    small_options: ClassVar[dict[str, Any]] = {"target": 0.3}
 
     def __init__(self, shape: MixerShape, options: HamOptions):
         super().__init__(shape, options)

@@ -25,45 +25,6 @@ def one_thread() -> None:
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
     """Build a small `DecoderLM`: `tiny_model("ham", target=0.5)`; same seed, same weights."""
-    from ham.model.decoder import DecoderLM
-    from ham.model.model_config import ModelConfig
+    from ham.conformance import small_model
 
-    def build(mixer: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any):
-        options = {**DEFAULT_OPTIONS.get(mixer, {}), **options}
-        torch.manual_seed(seed)
-        model = DecoderLM(
-            ModelConfig(
-                arm=mixer.replace("_", "-"),
-                mixer=mixer,
-                options=options,
-                vocabulary_size=257,
-                layers=2,
-                width=32,
-                heads=2,
-                mlp_width=64,
-                max_positions=1024,
-                context=128,
-                tokenizer="byte",
-            )
-        )
-        if model.routes:
-            set_thresholds(model)
-        return model.to(dtype).eval()
-
-    return build
-
-
-DEFAULT_OPTIONS = {
-    "sliding_window": {"window": 24},
-    "mamba2": {"state_size": 16, "head_dim": 16},
-    "ham": {"target": 0.3},
-    "gated_delta_rule_window": {"window": 24},
-}
-
-
-def set_thresholds(model: Any) -> None:
-    """Give an untrained model's routers the thresholds of their targets on random tokens."""
-    from ham.model.calibration import calibrate
-
-    generator = torch.Generator().manual_seed(1)
-    calibrate(model, [torch.randint(0, 256, (4, 128), generator=generator)])
+    return small_model

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,8 @@ class SequenceMixer(nn.Module, ABC):
         routes: Whether it chooses which tokens enter its cache; it then has a `controller`.
         uses_hints: Whether forward, prefill and step take the keyword `hints: RoutingHints`.
         operations: Operations of `kernels/` that it calls with `provider=shape.kernels`.
+        small_options: Options with which a sequence of a hundred tokens meets all of its branches;
+            the rules of `ham.conformance` and the tests use them at a width of 32.
 
     Attributes:
         controller: The threshold of a mixer that routes by one, else None.
@@ -188,6 +190,7 @@ class SequenceMixer(nn.Module, ABC):
     uses_hints: ClassVar[bool] = False
     controller: ThresholdController | None = None
     operations: ClassVar[tuple[str, ...]] = ()
+    small_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, shape: MixerShape, options: MixerOptions):
         super().__init__()
