@@ -10,6 +10,9 @@ in a package of the closure (templates, task files, the corpus) count with their
 Modules that steer or record jobs without touching their numbers are left out (`NEUTRAL`), and so
 are imports under `if TYPE_CHECKING`. `ham.config` and `ham.config_files` are among them: the
 resolved values of a configuration are compared by themselves (`ham.workflow.stage_hash`).
+
+A module outside the project, an installed baseline, counts with every Python file of its top-level
+package and with the project code that those reach.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import contextlib
 import functools
 import gc
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -79,11 +83,18 @@ def fingerprint(*modules: str, root: Path | None = None) -> str:
         root: The repository; that of this file when None.
 
     Raises:
-        ModuleNotFoundError: If one of `modules` has no source file under `root`.
+        ModuleNotFoundError: If one of `modules` has no source file: a project module under `root`,
+            another where Python looks for it.
     """
     root = root or repository_root()
     total = hashlib.sha256()
-    for name in sorted(reachable_modules(modules, root)):
+    own = [name for name in modules if _is_project(name)]
+    for outside in sorted(set(modules) - set(own)):
+        for path in _outside_files(outside):
+            source = _read(path, "", path.stat().st_mtime_ns)
+            total.update(path.name.encode() + b"\0" + source.digest)
+            own.extend(name for name in source.references if module_path(name, root))
+    for name in sorted(reachable_modules(own, root)):
         path = module_path(name, root)
         assert path is not None
         total.update(name.encode() + b"\0" + _source(name, path).digest)
@@ -138,6 +149,18 @@ def module_path(name: str, root: Path) -> Path | None:
         if os.path.isfile(candidate):
             return Path(candidate)
     return None
+
+
+def _outside_files(name: str) -> list[Path]:
+    """The Python files of the top-level package or module of `name`, which is not imported."""
+    top = name.partition(".")[0]
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        raise ModuleNotFoundError(f"no module {top} to be found", name=name)
+    if spec.submodule_search_locations:
+        folders = [Path(folder) for folder in spec.submodule_search_locations]
+        return sorted(path for folder in folders for path in folder.rglob("*.py"))
+    return [Path(spec.origin)]
 
 
 def _parents(name: str) -> list[str]:

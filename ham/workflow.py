@@ -20,6 +20,7 @@ from ham.device import uses_gpu, visible_gpus
 from ham.errors import DeviceError, unknown_choice
 from ham.files import stable_hash, write_text
 from ham.fingerprint import fingerprint, repository_root
+from ham.model.outside import announced
 
 STAGES = ("prepare", "train", "evaluate", "measure", "inspect", "report")
 SPLITS = ("train", "calibration", "validation", "test")
@@ -83,8 +84,11 @@ def inspection_pages(config: Config) -> list[str]:
 
 
 def mixer_files(root: Path | None = None) -> dict[str, str]:
-    """Module of every registered mixer by name, read from `baselines/` without importing it."""
-    found = {}
+    """Module of every registered mixer by name, without importing any.
+
+    Read from the sources in `baselines/` and from the entry points of installed packages.
+    """
+    found = dict(announced())
     for path in sorted(((root or repository_root()) / "baselines").glob("*.py")):
         for name in _registered_names(path, path.stat().st_mtime_ns):
             found[name] = f"ham.baselines.{path.stem}"

@@ -72,7 +72,8 @@ def steps(subject: Subject) -> Finding:
 def reorder(subject: Subject) -> Finding:
     """Selecting and repeating sequences of a batch takes their memories along."""
     judge, model, tokens_BT = Judge(LIMIT), subject.model(), subject.tokens(3, 70)
-    order_B = torch.tensor([2, 0, 2], device=tokens_BT.device)
+    # Not a palindrome: a memory in reverse order must not pass.
+    order_B = torch.tensor([2, 0, 2, 1], device=tokens_BT.device)
     state = model.init_state(3)
     model.prefill(tokens_BT[:, :60], state)
     state.select(order_B)

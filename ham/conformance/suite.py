@@ -68,9 +68,10 @@ class Rule:
         return dataclasses.replace(finding, rule=self.name, seconds=seconds)
 
 
-_ALONE = ("interface", "fresh")
-_CAUSAL = (*_ALONE, "causality")
-_ROWS = (*_CAUSAL, "batch")
+_SOUND = ("interface", "shapes", "fresh")
+_CAUSAL = (*_SOUND, "causality")
+_EQUAL = (*_CAUSAL, "batch", "pieces", "steps")
+_JOINED = (*_EQUAL, "join")
 
 _ORDERED = (
     Rule(interface.interface),
@@ -79,26 +80,26 @@ _ORDERED = (
     Rule(compute.unwritten, ("interface",)),
     Rule(compute.fresh, ("interface",)),
     Rule(compute.deterministic, ("interface",)),
-    Rule(sequences.causality, _ALONE),
-    Rule(sequences.batch, _ALONE),
+    Rule(sequences.causality, _SOUND),
+    Rule(sequences.batch, _SOUND),
     Rule(sequences.pieces, _CAUSAL),
     Rule(sequences.steps, _CAUSAL),
-    Rule(sequences.reorder, _ROWS),
-    Rule(ragged.join, _ROWS),
-    Rule(ragged.join_pieces, _ROWS),
-    Rule(ragged.join_again, _ROWS),
-    Rule(ragged.join_copies, _ROWS),
-    Rule(ragged.join_equal, ("interface",)),
+    Rule(sequences.reorder, _EQUAL),
+    Rule(ragged.join, _EQUAL),
+    Rule(ragged.join_pieces, _JOINED),
+    Rule(ragged.join_again, (*_JOINED, "reorder")),
+    Rule(ragged.join_copies, _JOINED),
+    Rule(ragged.join_equal, _SOUND),
     Rule(gradients.registered, ("interface",)),
     Rule(gradients.trained, ("interface",)),
-    Rule(gradients.gradcheck, _ALONE),
-    Rule(gradients.state_dict, _ALONE),
-    Rule(costs.bytes_held, ("interface",)),
+    Rule(gradients.gradcheck, _SOUND),
+    Rule(gradients.state_dict, _SOUND),
+    Rule(costs.bytes_held, _SOUND),
     Rule(costs.flops, ("interface",)),
-    Rule(learning.autocast, _ALONE),
-    Rule(learning.dial_ends, ("interface",), routing_only=True),
-    Rule(learning.repetition, ("interface",)),
-    Rule(learning.copying, ("interface",), quick=False),
+    Rule(learning.autocast, _SOUND),
+    Rule(learning.dial_ends, _SOUND, routing_only=True),
+    Rule(learning.repetition, _SOUND),
+    Rule(learning.copying, _SOUND, quick=False),
 )
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in _ORDERED}
