@@ -79,9 +79,13 @@ def load_baseline(source: str) -> list[str]:
         ConfigError: If it cannot be imported, takes a name that is in use, or registers nothing.
             What it registered before it failed is taken back.
     """
-    registered_mixers()
-    module = _import_or_undo(source)
-    names = [name for name, mixer in _MIXERS.items() if mixer.__module__ == module.__name__]
+    before = registered_mixers()
+    prefix = f"{_import_or_undo(source).__name__}."
+    names = [
+        name
+        for name, mixer in _MIXERS.items()
+        if name not in before or f"{mixer.__module__}.".startswith(prefix)
+    ]
     if not names:
         raise ConfigError(f"baseline {source!r} registers nothing; it needs @register_baseline")
     return sorted(names)
