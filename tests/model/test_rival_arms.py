@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ham.config import load_config
+from ham.config_files import load_config
 from ham.fingerprint import repository_root
 from ham.model.decoder import DecoderLM
 from ham.model.sizing import model_config, parameter_count
