@@ -102,6 +102,7 @@ def describe(facts: GenerationFacts) -> str:
     parts = [
         f"{facts.new_tokens} tokens in {facts.seconds:.2f} s ({rate:.0f} tokens/s)",
         f"the first after {facts.first_token_seconds:.2f} s",
+        f"by {facts.decoder}",
         f"decoding memory {facts.memory_bytes:,} bytes",
     ]
     kept = facts.kept_fraction_per_layer()

@@ -67,6 +67,8 @@ class GraphDecoder:
         if reason is not None:
             raise ConfigError(f"this model cannot decode in a CUDA graph: {reason}")
         self.model = model
+        on_gpu = model.device.type == "cuda"
+        self.name = "fused kernels in a CUDA graph" if on_gpu else "fused kernels"
         self.rows = list(range(len(state.positions.lengths)))
         self.lengths = list(state.positions.lengths)
         dtype = cache_dtype(model.embedding.weight)

@@ -16,9 +16,11 @@ class Stepper(Protocol):
     """Continues a batch of sequences, one token each per step.
 
     Attributes:
+        name: What computes, in a few words.
         lengths: Tokens read of each sequence.
     """
 
+    name: str
     lengths: list[int]
 
     def step(self, tokens_B: Tensor) -> Tensor:
@@ -43,6 +45,8 @@ class Stepper(Protocol):
 class EagerStepper:
     """The model's own step, for every architecture and device."""
 
+    name = "the model's own steps"
+
     def __init__(self, model: DecoderLM, state: DecoderState):
         self.model = model
         self.state = state
@@ -66,7 +70,7 @@ class EagerStepper:
         for layer, memory in enumerate(self.state.layers):
             kept_B = memory.kept_B()
             if kept_B is not None:
-                counts[layer] = int(kept_B[list(places)].sum())
+                counts[layer] = round(float(kept_B[list(places)].double().sum()))
         return counts
 
     def bytes_allocated(self) -> dict[str, int]:

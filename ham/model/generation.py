@@ -41,6 +41,7 @@ class GenerationFacts:
         memory_bytes: Largest allocated decoding memory, of all sequences of the batch.
         read_tokens: Tokens read by all finished sequences, prompts included.
         kept_tokens: By layer that routes: how many of those were in its cache at the end.
+        decoder: What made the tokens after the first: fused kernels or the model's own steps.
     """
 
     new_tokens: int = 0
@@ -49,6 +50,7 @@ class GenerationFacts:
     memory_bytes: int = 0
     read_tokens: int = 0
     kept_tokens: dict[int, int] = field(default_factory=dict)
+    decoder: str = ""
 
     def kept_fraction_per_layer(self) -> dict[int, float]:
         """Share of the tokens read that was kept, by layer that routes."""
@@ -232,6 +234,7 @@ class _Run:
 
     def _note_facts(self, ending: list[int], begin: float) -> None:
         facts, stepper = self.facts, self._stepper
+        facts.decoder = stepper.name
         facts.seconds = time.perf_counter() - begin
         if facts.new_tokens == 0:
             facts.first_token_seconds = facts.seconds

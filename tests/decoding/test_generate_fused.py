@@ -27,6 +27,7 @@ def test_the_texts_are_those_of_the_model_itself(tiny_model) -> None:
     assert fused.new_tokens == plain.new_tokens == sum(map(len, expected))
     assert fused.kept_tokens == plain.kept_tokens and fused.read_tokens == plain.read_tokens
     assert fused.memory_bytes > 0
+    assert plain.decoder == "the model's own steps" and fused.decoder.startswith("fused kernels")
 
 
 def test_a_stream_samples_the_same_tokens(tiny_model) -> None:
