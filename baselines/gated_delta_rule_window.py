@@ -15,34 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ham.cache import WindowKVCache
 from ham.config import Positive, PositiveFloat
 from ham.errors import ConfigError
 from ham.kernels.gated_delta_rule import gated_delta_rule_scored, gated_delta_rule_step
-from ham.measure.cost import attention_flops, conv_flops, delta_rule_flops, linear_flops
-from ham.model.blocks import (
-    DecayAndWriteGates,
-    RMSNorm,
-    RotaryPositions,
-    ShortConvolution,
-    split_heads,
-    unit_vectors,
-)
+from ham.measure.cost import attention_flops
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
-    MixerShape,
     MixerState,
-    SequenceMixer,
     StateBytes,
 )
 from ham.model.registry import register_baseline
+from ham.model.two_memories import TwoMemories
 from ham.model.window_attention import (
     banded_attention,
     prefill_window,
@@ -106,16 +96,8 @@ class RecurrentWindowState(MixerState):
         )
 
 
-class _Projected(NamedTuple):
-    """What the two branches read of T tokens; `recurrent` also has decay and write gates."""
-
-    recurrent: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-    attention: tuple[Tensor, Tensor, Tensor]
-    history_BWC: Tensor
-
-
 @register_baseline("gated_delta_rule_window")
-class GatedDeltaRuleWindow(SequenceMixer):
+class GatedDeltaRuleWindow(TwoMemories):
     """Gated delta rule and sliding-window attention on shared projections."""
 
     Options: ClassVar[type[MixerOptions]] = GatedDeltaRuleWindowOptions
@@ -124,28 +106,9 @@ class GatedDeltaRuleWindow(SequenceMixer):
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule",)
     small_options: ClassVar[dict[str, Any]] = {"window": 24}
 
-    def __init__(self, shape: MixerShape, options: GatedDeltaRuleWindowOptions):
-        super().__init__(shape, options)
-        width, heads, head_dim = shape.width, shape.heads, shape.head_dim
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.conv = ShortConvolution(3 * width, options.conv_size)
-        self.gates = DecayAndWriteGates(width, heads)
-        self.q_norm = RMSNorm(head_dim)
-        self.k_norm = RMSNorm(head_dim)
-        self.rotary = (
-            RotaryPositions(head_dim, shape.max_positions, options.rope_base)
-            if options.rope
-            else None
-        )
-        self.recurrent_norm = RMSNorm(head_dim)
-        self.attention_norm = RMSNorm(head_dim)
-        self.branch_gates = nn.Linear(width, 2 * heads, bias=True)
-        nn.init.zeros_(self.branch_gates.bias)
-        self.out = nn.Linear(width, width, bias=False)
-
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
         """Both branches over a sequence from empty memories."""
-        projected = self._project(x_BTD, None, 0)
+        projected = self._project(x_BTD)
         memory = gated_delta_rule_scored(
             *projected.recurrent, score=None, provider=self.shape.kernels
         )
@@ -205,8 +168,7 @@ class GatedDeltaRuleWindow(SequenceMixer):
     ) -> StateBytes:
         """The state, and keys and values of the window; all is allocated from the start."""
         width, window = self.shape.width, self.options.window
-        recurrent = width * self.shape.head_dim * (8 if element_size == 8 else 4)
-        conv = (self.options.conv_size - 1) * 3 * width * element_size
+        recurrent, conv = self._recurrent_and_conv_bytes(element_size)
         pair = 2 * width * element_size
         return StateBytes(
             kv=min(position, window) * pair,
@@ -215,42 +177,6 @@ class GatedDeltaRuleWindow(SequenceMixer):
             allocated=window * pair + recurrent + conv,
         )
 
-    def _token_flops(self, tokens: int) -> float:
-        width, heads, head_dim = self.shape.width, self.shape.heads, self.shape.head_dim
-        return (
-            linear_flops(tokens, width, 4 * width + 4 * heads)
-            + conv_flops(tokens, 3 * width, self.options.conv_size)
-            + delta_rule_flops(tokens, heads, head_dim, head_dim)
-        )
-
     def _attention_flops(self, pairs: float) -> float:
         head_dim = self.shape.head_dim
         return attention_flops(pairs, self.shape.heads, head_dim, head_dim)
-
-    def _project(
-        self, x_BTD: Tensor, history_BWC: Tensor | None, start: int | Tensor
-    ) -> _Projected:
-        mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
-        q_BTHK, k_BTHK, v_BTHV = (
-            split_heads(part, self.shape.heads) for part in mixed_BTC.chunk(3, dim=-1)
-        )
-        v_BTHV = F.silu(v_BTHV)
-        recurrent_q_BTHK, recurrent_k_BTHK = (unit_vectors(F.silu(x)) for x in (q_BTHK, k_BTHK))
-        q_BTHK, k_BTHK = self.q_norm(q_BTHK), self.k_norm(k_BTHK)
-        if self.rotary is not None:
-            q_BTHK, k_BTHK = self.rotary(q_BTHK, start), self.rotary(k_BTHK, start)
-        return _Projected(
-            (recurrent_q_BTHK, recurrent_k_BTHK, v_BTHV, *self.gates(x_BTD)),
-            (q_BTHK, k_BTHK, v_BTHV),
-            history_BWC,
-        )
-
-    def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
-        """Norm each branch per head, gate it from the input, add, project."""
-        recurrent_gate_BTH, attention_gate_BTH = self.branch_gates(x_BTD).sigmoid().chunk(2, dim=-1)
-        dtype = x_BTD.dtype
-        mixed_BTHV = recurrent_gate_BTH[..., None] * self.recurrent_norm(recurrent_BTHV.to(dtype))
-        mixed_BTHV = mixed_BTHV + attention_gate_BTH[..., None] * self.attention_norm(
-            attended_BTHV.to(dtype)
-        )
-        return self.out(mixed_BTHV.flatten(-2))

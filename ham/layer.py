@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ham.config import Positive, PositiveFloat
 from ham.kernels.gated_delta_rule import (
@@ -27,25 +26,16 @@ from ham.kernels.gated_delta_rule import (
     gated_delta_rule_scored,
     gated_delta_rule_step,
 )
-from ham.measure.cost import conv_flops, delta_rule_flops, linear_flops
-from ham.model.blocks import (
-    DecayAndWriteGates,
-    RMSNorm,
-    RotaryPositions,
-    ShortConvolution,
-    split_heads,
-    unit_vectors,
-)
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
     MixerShape,
     MixerState,
     RoutingHints,
-    SequenceMixer,
     StateBytes,
 )
 from ham.model.positions import Positions
+from ham.model.two_memories import Projected, TwoMemories
 from ham.routing import ThresholdController, head_scores
 from ham.routing.controls import positions
 from ham.routing.options import RoutingOptions
@@ -120,22 +110,7 @@ class HamState(MixerState):
         self.positions.select(index_B)
 
 
-@dataclass
-class _Projected:
-    """What both branches need of T tokens."""
-
-    recurrent_q_BTHK: Tensor
-    recurrent_k_BTHK: Tensor
-    attention_q_BTHK: Tensor
-    attention_k_BTHK: Tensor
-    attention_v_BTHV: Tensor
-    v_BTHV: Tensor
-    log_decay_BTH: Tensor
-    beta_BTH: Tensor
-    history_BWC: Tensor
-
-
-class HamMixer(SequenceMixer):
+class HamMixer(TwoMemories):
     """One HAM layer: recurrent memory of everything, cache of the unpredicted."""
 
     Options: ClassVar[type[MixerOptions]] = HamOptions
@@ -148,24 +123,10 @@ class HamMixer(SequenceMixer):
 
     def __init__(self, shape: MixerShape, options: HamOptions):
         super().__init__(shape, options)
-        width, heads, head_dim = shape.width, shape.heads, shape.head_dim
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.conv = ShortConvolution(3 * width, options.conv_size)
-        self.gates = DecayAndWriteGates(width, heads)
-        self.q_norm = RMSNorm(head_dim)
-        self.k_norm = RMSNorm(head_dim)
-        self.rotary = (
-            RotaryPositions(head_dim, shape.max_positions, options.rope_base)
-            if options.rope
-            else None
-        )
         self.router = Router(shape, options)
-        self.store = make_store(options, heads, head_dim, self.router.per_head, shape.kernels)
-        self.recurrent_norm = RMSNorm(head_dim)
-        self.attention_norm = RMSNorm(head_dim)
-        self.branch_gates = nn.Linear(width, 2 * heads, bias=True)
-        nn.init.zeros_(self.branch_gates.bias)
-        self.out = nn.Linear(width, width, bias=False)
+        self.store = make_store(
+            options, shape.heads, shape.head_dim, self.router.per_head, shape.kernels
+        )
 
     @property
     def controller(self) -> ThresholdController:
@@ -178,9 +139,7 @@ class HamMixer(SequenceMixer):
         memory = self._recur(projected)
         routing = self.router(x_BTD, self._state_score(memory, projected), 0, hints)
         attended_BTHV, kept = self.store.attend(
-            projected.attention_q_BTHK,
-            projected.attention_k_BTHK,
-            projected.attention_v_BTHV,
+            *projected.attention,
             routing.score,
             routing.routed,
             routing.graded_BT,
@@ -230,12 +189,7 @@ class HamMixer(SequenceMixer):
         x_BTD = x_BD[:, None]
         projected = self._project(x_BTD, state.history_BWC, state.position)
         o_BHV, state.recurrent_BHKV, prediction_BHV = gated_delta_rule_step(
-            projected.recurrent_q_BTHK[:, 0],
-            projected.recurrent_k_BTHK[:, 0],
-            projected.v_BTHV[:, 0],
-            projected.log_decay_BTH[:, 0],
-            projected.beta_BTH[:, 0],
-            state.recurrent_BHKV,
+            *(part[:, 0] for part in projected.recurrent), state.recurrent_BHKV
         )
         score_BTH = self._score_of_prediction(prediction_BHV[:, None], projected)
         routing = self.router(x_BTD, score_BTH, state.position, hints)
@@ -260,8 +214,7 @@ class HamMixer(SequenceMixer):
         self, position: int, kv_fraction: float = 1.0, element_size: int = 2
     ) -> StateBytes:
         """Declared bytes of one sequence's memories after `position` tokens."""
-        recurrent = self.shape.width * self.shape.head_dim * (8 if element_size == 8 else 4)
-        conv = (self.options.conv_size - 1) * 3 * self.shape.width * element_size
+        recurrent, conv = self._recurrent_and_conv_bytes(element_size)
         cache = self.store.state_bytes(position, kv_fraction, element_size)
         return dataclasses.replace(
             cache,
@@ -270,58 +223,21 @@ class HamMixer(SequenceMixer):
             allocated=cache.allocated + recurrent + conv,
         )
 
-    def _token_flops(self, tokens: int) -> float:
-        width, heads, head_dim = self.shape.width, self.shape.heads, self.shape.head_dim
-        return (
-            linear_flops(tokens, width, 4 * width + 4 * heads)
-            + conv_flops(tokens, 3 * width, self.options.conv_size)
-            + delta_rule_flops(tokens, heads, head_dim, head_dim)
-        )
-
-    def _project(
-        self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int | Tensor = 0
-    ) -> _Projected:
-        mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
-        q_BTHK, k_BTHK, v_BTHV = (
-            split_heads(part, self.shape.heads) for part in mixed_BTC.chunk(3, dim=-1)
-        )
-        attention_q_BTHK, attention_k_BTHK = self.q_norm(q_BTHK), self.k_norm(k_BTHK)
-        if self.rotary is not None:
-            attention_q_BTHK = self.rotary(attention_q_BTHK, start)
-            attention_k_BTHK = self.rotary(attention_k_BTHK, start)
-        log_decay_BTH, beta_BTH = self.gates(x_BTD)
-        v_BTHV = F.silu(v_BTHV)
-        return _Projected(
-            recurrent_q_BTHK=unit_vectors(F.silu(q_BTHK)),
-            recurrent_k_BTHK=unit_vectors(F.silu(k_BTHK)),
-            attention_q_BTHK=attention_q_BTHK,
-            attention_k_BTHK=attention_k_BTHK,
-            attention_v_BTHV=self.attention_norm(v_BTHV) if self._has_sink else v_BTHV,
-            v_BTHV=v_BTHV,
-            log_decay_BTH=log_decay_BTH,
-            beta_BTH=beta_BTH,
-            history_BWC=history_BWC,
-        )
-
-    def _recur(self, projected: _Projected, state_BHKV: Tensor | None = None) -> ScoredOutput:
+    def _recur(self, projected: Projected, state_BHKV: Tensor | None = None) -> ScoredOutput:
         return gated_delta_rule_scored(
-            projected.recurrent_q_BTHK,
-            projected.recurrent_k_BTHK,
-            projected.v_BTHV,
-            projected.log_decay_BTH,
-            projected.beta_BTH,
+            *projected.recurrent,
             score=self.router.kernel_score,
             initial_state_BHKV=state_BHKV,
             provider=self.shape.kernels,
         )
 
-    def _state_score(self, memory: ScoredOutput, projected: _Projected) -> Tensor | None:
+    def _state_score(self, memory: ScoredOutput, projected: Projected) -> Tensor | None:
         """`score_BTH` from what the recurrence gave; None where routing needs none of it."""
         if memory.score_BTH is None:
             return None
         return self.router.state_score(memory.score_BTH, projected.v_BTHV, projected.beta_BTH)
 
-    def _score_of_prediction(self, prediction_BTHV: Tensor, projected: _Projected) -> Tensor | None:
+    def _score_of_prediction(self, prediction_BTHV: Tensor, projected: Projected) -> Tensor | None:
         """The same from the predictions themselves."""
         if self.router.kernel_score is None:
             return None
@@ -329,31 +245,21 @@ class HamMixer(SequenceMixer):
         return head_scores(name, prediction_BTHV, projected.v_BTHV, projected.beta_BTH)
 
     def _attend_cached(
-        self, projected: _Projected, routing: Routing, state: HamState
+        self, projected: Projected, routing: Routing, state: HamState
     ) -> tuple[Tensor, Tensor]:
         return self.store.attend_cached(
-            projected.attention_q_BTHK,
-            projected.attention_k_BTHK,
-            projected.attention_v_BTHV,
+            *projected.attention,
             routing.score,
             routing.routed,
             state.cache,
             state.position,
         )
 
-    def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
-        """Norm each branch per head, gate it from the input, add, project (Eq. 12-13)."""
-        recurrent_gate_BTH, attention_gate_BTH = self.branch_gates(x_BTD).sigmoid().chunk(2, dim=-1)
-        dtype = x_BTD.dtype
-        recurrent_BTHV = self.recurrent_norm(recurrent_BTHV.to(dtype))
-        attended_BTHV = attended_BTHV.to(dtype)
-        if not self._has_sink:
-            attended_BTHV = self.attention_norm(attended_BTHV)
-        mixed_BTHV = (
-            recurrent_gate_BTH[..., None] * recurrent_BTHV
-            + attention_gate_BTH[..., None] * attended_BTHV
-        )
-        return self.out(mixed_BTHV.flatten(-2))
+    def _attention_values(self, v_BTHV: Tensor) -> Tensor:
+        return self.attention_norm(v_BTHV) if self._has_sink else v_BTHV
+
+    def _norm_attended(self, attended_BTHV: Tensor) -> Tensor:
+        return attended_BTHV if self._has_sink else self.attention_norm(attended_BTHV)
 
     @property
     def _has_sink(self) -> bool:
