@@ -342,9 +342,8 @@ class Config(Strict):
 
     def training(self, arm: ArmConfig) -> TrainConfig:
         """How `arm` is trained: as all are, but for steps of its own."""
-        return (
-            self.train if arm.steps is None else self.train.model_copy(update={"steps": arm.steps})
-        )
+        own = {} if arm.steps is None else {"steps": arm.steps}
+        return self.train.model_copy(update=own)
 
     def check_registry(self) -> Config:
         """Check what needs the registries: mixer names, their options, task names.

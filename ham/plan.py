@@ -273,16 +273,19 @@ def format_plan(plan: Plan) -> str:
     """The plan as text for a terminal."""
     config = plan.config
     total_jobs = sum(stage.jobs for stage in plan.stages)
+    names = zip(*((arm.name, arm.mixer) for arm in plan.arms), strict=True)
+    first, second = (max(18, 2 + max(map(len, column))) for column in names)
     lines = [
         f"{config.name}: {config.title or 'no title'} "
         f"(scale {config.scale}, device {config.device}, {config.status})",
         f"{len(config.arms)} arms × {len(config.seeds)} seeds, {plan.train_tokens:,} training "
         f"tokens each, context {config.data.context:,}, vocabulary {plan.vocabulary_size:,}",
         "",
-        f"{'arm':<18}{'mixer':<18}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}{'cache':>11}",
+        f"{'arm':<{first}}{'mixer':<{second}}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}"
+        f"{'cache':>11}",
     ]
     lines += [
-        f"{arm.name:<18}{arm.mixer:<18}{arm.parameters:>13,}{arm.mlp_width:>7,}"
+        f"{arm.name:<{first}}{arm.mixer:<{second}}{arm.parameters:>13,}{arm.mlp_width:>7,}"
         f"{arm.train_flops:>13.2e}{readable_bytes(arm.cache_bytes):>11}"
         for arm in plan.arms
     ]

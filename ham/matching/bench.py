@@ -1,4 +1,4 @@
-"""What the arms of an experiment cost: built without memory, asked through their mixers' methods."""
+"""What the arms of an experiment cost: built without memory, asked by their mixers' methods."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ def or_refusal(compute: Callable[[], T]) -> T | Refusal:
 def changed(arm: ArmConfig, options: dict[str, Any], **values: Any) -> ArmConfig:
     """`arm` with other options, and with other fields given by keyword."""
     fields = arm.model_dump(mode="json", exclude_unset=True)
-    fields["options"] = {**arm.options, **options}
+    if options:
+        fields["options"] = {**arm.options, **options}
     return ArmConfig.model_validate({**fields, **values})
 
 

@@ -68,6 +68,10 @@ class Match:
         """The budget, and the length where it has one."""
         return self.budget if self.context is None else f"{self.budget}@{self.context}"
 
+    def number(self, value: float) -> str:
+        """A value as text: FLOPs with four digits, the rest whole."""
+        return f"{value:.4g}" if self.budget == "flops" else f"{value:,.0f}"
+
     def difference(self, value: float) -> float:
         """Relative difference of a value from what is wanted."""
         return value / self.wanted - 1
@@ -157,7 +161,8 @@ def _match_bytes(bench: Bench, rival: ArmConfig, context: int, tolerance: float)
         tries.append(_turned(bench, as_it_is, lever))
         if tries[-1].matched:
             return tries[-1]
-    return min(tries, key=_distance)
+    best = min(tries, key=_distance)
+    return replace(best, limit="; ".join(one.limit for one in tries))
 
 
 def _turned(bench: Bench, as_it_is: Match, lever: _Lever) -> Match:

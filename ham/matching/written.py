@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from ham.matching.bench import Bench
 from ham.matching.budgets import Match
 from ham.matching.search import Refusal
 from ham.plan import Plan
+
+WIDTH = 96
 
 
 @dataclass
@@ -51,8 +54,8 @@ def matched_config(bench: Bench, matches: Sequence[Match], command: str) -> str:
         "arms:",
     ]
     for written in matched_arms(bench, matches):
-        # A refusal may have several lines.
-        lines += [f"  # {line}" for comment in written.comments for line in comment.splitlines()]
+        wrapped = [textwrap.wrap(comment, WIDTH) for comment in written.comments]
+        lines += [f"  # {line}" for comment in wrapped for line in comment]
         if written.arm is not None:
             lines.append(f"  - {_flow(written.arm)}")
     text = "\n".join(lines) + "\n"
@@ -75,8 +78,8 @@ def describe(match: Match) -> str:
     got = "nothing can be used"
     if match.got is not None:
         difference = 100 * match.difference(match.got)
-        got = f"{match.got:,.0f} with {match.knob} {match.value} ({difference:+.2f} %)"
-    text = f"{match.label}: wanted {match.wanted:,.0f}, {got}"
+        got = f"{match.number(match.got)} with {match.knob} {match.value} ({difference:+.2f} %)"
+    text = f"{match.label}: wanted {match.number(match.wanted)}, {got}"
     return text if match.matched else f"{text}; {match.limit}"
 
 

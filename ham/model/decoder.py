@@ -156,7 +156,7 @@ class DecoderLM(nn.Module):
 
     @property
     def target_fraction(self) -> float:
-        """Share of tokens that its routers are asked to keep, mean over the layers; 1 without one."""
+        """Share of tokens that its routers are to keep, mean over their layers; 1 without one."""
         targets = [controller.target for controller in self.controllers]
         return sum(targets) / len(targets) if targets else 1.0
 

@@ -1,4 +1,4 @@
-"""The option of a mixer that decides how much decoding remembers, so that budgets can be matched."""
+"""The option of a mixer that decides how much decoding remembers, for matching budgets."""
 
 from __future__ import annotations
 
