@@ -104,10 +104,11 @@ def report_lines(bench: Bench, matches: Sequence[Match]) -> list[str]:
     """The table, why what is unmatched is, and what the numbers are."""
     from ham.inspect.shares import aligned_lines
 
-    share = bench.measure(bench.reference).model.target_fraction
+    model = bench.measure(bench.reference).model
+    keeps = f", which keeps {model.target_fraction:g} of the tokens" if model.routes else ""
     lines = [
-        f"{bench.config.name}: matched to {bench.reference.name}, which keeps {share:g} of the "
-        f"tokens; {bench.element_size} bytes an element of keys and values",
+        f"{bench.config.name}: matched to {bench.reference.name}{keeps}; "
+        f"{bench.element_size} bytes an element of keys and values",
         "",
         *aligned_lines([HEADINGS, *map(_cells, matches)]),
         "",
@@ -120,7 +121,8 @@ def report_lines(bench: Bench, matches: Sequence[Match]) -> list[str]:
         "1 %, bytes and FLOPs within the tolerance",
         "bytes: all that decoding has allocated for one sequence at that length (keys, values, "
         "positions, page tables, states, convolution inputs, unused slots)",
-        "flops: three forward passes for every training token; matched through the number of steps",
+        "flops: three forward passes for every training token, without validation and calibration; "
+        "matched through the number of steps",
     ]
     return lines
 

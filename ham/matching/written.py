@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -15,7 +14,7 @@ from ham.config_files import parse_config
 from ham.matching.bench import Bench
 from ham.matching.budgets import Match
 from ham.matching.search import Refusal
-from ham.plan import Plan
+from ham.model.sizing import model_config
 
 WIDTH = 96
 
@@ -35,7 +34,7 @@ def matched_config(bench: Bench, matches: Sequence[Match], command: str) -> str:
 
     Args:
         bench: The reference.
-        matches: Of all rivals, those of one rival after each other.
+        matches: Of all rivals.
         command: What made it, for the first line.
 
     Raises:
@@ -54,26 +53,37 @@ def matched_config(bench: Bench, matches: Sequence[Match], command: str) -> str:
         "arms:",
     ]
     for written in matched_arms(bench, matches):
-        wrapped = [textwrap.wrap(comment, WIDTH) for comment in written.comments]
-        lines += [f"  # {line}" for comment in wrapped for line in comment]
+        for comment in written.comments:
+            wrapped = textwrap.wrap(comment, WIDTH, break_on_hyphens=False)
+            lines += [f"  # {line}" for line in wrapped]
         if written.arm is not None:
             lines.append(f"  - {_flow(written.arm)}")
     text = "\n".join(lines) + "\n"
     checked = parse_config(yaml.safe_load(text), source="the matched configuration")
-    # Sizes every arm.
-    Plan(checked.check_registry(), cores=1).arms  # noqa: B018
+    for arm in checked.check_registry().arms:
+        model_config(checked, arm, bench.vocabulary_size)
     return text
 
 
-def matched_arms(bench: Bench, matches: Iterable[Match]) -> list[WrittenArm]:
+def matched_arms(bench: Bench, matches: Sequence[Match]) -> list[WrittenArm]:
     """The reference, then every rival as it is and as matched, each model once."""
-    written = [WrittenArm(bench.reference, ["The arm that the others are matched to."])]
-    for _, of_rival in itertools.groupby(matches, key=lambda match: match.rival.name):
-        written += _arms_of_rival(bench, list(of_rival))
-    return written
+    reference = WrittenArm(bench.reference, ["The arm that the others are matched to."])
+    as_they_are = {match.rival.name: match.rival for match in matches}
+    own = {name: [_as_it_is(bench, rival)] for name, rival in as_they_are.items()}
+    for match in matches:
+        comment = f"{match.rival.name}, {_describe(match)}"
+        others = [entry for entries in own.values() for entry in entries]
+        same = [entry for entry in (reference, *others) if _same_model(entry.arm, match.arm)]
+        if not match.matched:
+            own[match.rival.name].append(WrittenArm(None, [f"Left out: {comment}"]))
+        elif same:
+            same[0].comments.append(comment)
+        else:
+            own[match.rival.name].append(WrittenArm(match.arm, [comment]))
+    return [reference, *(entry for entries in own.values() for entry in entries)]
 
 
-def describe(match: Match) -> str:
+def _describe(match: Match) -> str:
     """One line: the budget, the knob with its value, what was wanted and what it came to."""
     got = "nothing can be used"
     if match.got is not None:
@@ -83,25 +93,11 @@ def describe(match: Match) -> str:
     return text if match.matched else f"{text}; {match.limit}"
 
 
-def _arms_of_rival(bench: Bench, matches: list[Match]) -> list[WrittenArm]:
-    rival = matches[0].rival
-    written = [_as_it_is(bench, rival)]
-    for match in matches:
-        same = [entry for entry in written if _same_model(entry.arm, match.arm)]
-        if not match.matched:
-            written.append(WrittenArm(None, [f"{rival.name} left out, {describe(match)}"]))
-        elif same:
-            same[0].comments.append(describe(match))
-        else:
-            written.append(WrittenArm(match.arm, [describe(match)]))
-    return written
-
-
 def _as_it_is(bench: Bench, rival: ArmConfig) -> WrittenArm:
     measured = bench.measure(rival)
     fault = measured.reason if isinstance(measured, Refusal) else measured.sizing.fault
     if fault:
-        return WrittenArm(None, [f"{rival.name} left out as it is: {fault}"])
+        return WrittenArm(None, [f"Left out: {rival.name} as it is: {fault}"])
     return WrittenArm(rival, [])
 
 
