@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ham.matching import BUDGETS
+
 if TYPE_CHECKING:
     from ham.matching.bench import Bench
     from ham.matching.budgets import Match
 
-BUDGETS = ("parameters", "bytes", "flops")
 UNMATCHED = 1
 HEADINGS = ("arm", "budget", "wanted", "as it is", "", "matched", "", "knob", "value", "verdict")
 

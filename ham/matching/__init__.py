@@ -4,3 +4,5 @@
 they cost; `search` finds the value of a knob; `budgets` matches one rival to one budget; `written`
 makes a configuration of the result.
 """
+
+BUDGETS = ("parameters", "bytes", "flops")

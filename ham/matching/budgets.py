@@ -18,13 +18,13 @@ from typing import Any
 
 from ham.config import ArmConfig
 from ham.errors import ConfigError, HamError
+from ham.matching import BUDGETS
 from ham.matching.bench import Bench, changed
 from ham.matching.search import Refusal, closest
 from ham.model.mixer import MixerShape
 from ham.model.sizing import MLP_MULTIPLE
 from ham.model.sizing import TOLERANCE as PARAMETER_TOLERANCE
 
-BUDGETS = ("parameters", "bytes", "flops")
 PLACEMENT = "placement.layers"
 
 

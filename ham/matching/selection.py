@@ -43,7 +43,7 @@ def choose_rivals(
     chosen = [arm for arm in config.arms if names is None or arm.name in names]
     for name in names or []:
         arm = known.get(name.replace("_", "-"))
-        if name in arms:
+        if name in arms or arm in chosen:
             continue
         if arm is None:
             raise unknown_choice("arm or baseline", name, [*arms, *registered_mixers()])
