@@ -24,6 +24,7 @@ from ham.model.blocks import (
     split_heads,
     unit_vectors,
 )
+from ham.model.knob import Knob
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
@@ -55,6 +56,7 @@ class GatedDeltaRule(SequenceMixer):
     title: ClassVar[str] = "Gated delta rule"
     paper: ClassVar[str] = "Yang et al. 2024, arXiv 2412.06464"
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule",)
+    memory_knobs: ClassVar[tuple[Knob, ...]] = (Knob("expand_v"),)
 
     def __init__(self, shape: MixerShape, options: GatedDeltaRuleOptions):
         super().__init__(shape, options)

@@ -25,6 +25,7 @@ from ham.config import Positive, PositiveFloat
 from ham.errors import ConfigError
 from ham.kernels.gated_delta_rule import gated_delta_rule_scored, gated_delta_rule_step
 from ham.measure.cost import attention_flops
+from ham.model.knob import Knob
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
@@ -105,6 +106,7 @@ class GatedDeltaRuleWindow(TwoMemories):
     paper: ClassVar[str] = "Irie et al. 2025, arXiv 2506.00744"
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule",)
     small_options: ClassVar[dict[str, Any]] = {"window": 24}
+    memory_knobs: ClassVar[tuple[Knob, ...]] = (Knob("window"),)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:
         """Both branches over a sequence from empty memories."""

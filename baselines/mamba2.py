@@ -18,6 +18,7 @@ from ham.errors import ConfigError
 from ham.kernels.ssd import ssd, ssd_step
 from ham.measure.cost import conv_flops, linear_flops, ssd_flops
 from ham.model.blocks import RMSNorm, ShortConvolution, initial_step_bias
+from ham.model.knob import Knob
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
@@ -54,6 +55,8 @@ class Mamba2(SequenceMixer):
     paper: ClassVar[str] = "Dao and Gu 2024, arXiv 2405.21060"
     operations: ClassVar[tuple[str, ...]] = ("ssd",)
     small_options: ClassVar[dict[str, Any]] = {"state_size": 16, "head_dim": 16}
+    # The tiles of matrix units are 16 wide.
+    memory_knobs: ClassVar[tuple[Knob, ...]] = (Knob("state_size", least=16, step=16),)
 
     def __init__(self, shape: MixerShape, options: Mamba2Options):
         super().__init__(shape, options)

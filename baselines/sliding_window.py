@@ -20,6 +20,7 @@ from ham.config import NonNegative, Positive, PositiveFloat
 from ham.errors import ConfigError
 from ham.measure.cost import attention_flops, linear_flops
 from ham.model.blocks import RotaryPositions, split_heads
+from ham.model.knob import Knob
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
@@ -80,6 +81,7 @@ class SlidingWindow(SequenceMixer):
     title: ClassVar[str] = "Sliding window"
     paper: ClassVar[str] = "Beltagy et al. 2020, arXiv 2004.05150"
     small_options: ClassVar[dict[str, Any]] = {"window": 24}
+    memory_knobs: ClassVar[tuple[Knob, ...]] = (Knob("window"),)
 
     def __init__(self, shape: MixerShape, options: SlidingWindowOptions):
         super().__init__(shape, options)

@@ -23,6 +23,7 @@ from ham.errors import ConfigError
 from ham.kernels.sdpa import for_varying_shapes
 from ham.measure.cost import attention_flops, causal_pairs, conv_flops, linear_flops
 from ham.model.blocks import RotaryPositions, ShortConvolution, split_heads
+from ham.model.knob import Knob
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
@@ -32,6 +33,11 @@ from ham.model.mixer import (
 )
 from ham.model.registry import register_baseline
 from ham.model.states import CacheState
+
+
+def _shared_evenly(shape: MixerShape) -> list[int]:
+    """Numbers of key heads that the query heads can share evenly."""
+    return [count for count in range(1, shape.heads + 1) if shape.heads % count == 0]
 
 
 class TransformerOptions(MixerOptions):
@@ -55,6 +61,7 @@ class Transformer(SequenceMixer):
     Options: ClassVar[type[MixerOptions]] = TransformerOptions
     title: ClassVar[str] = "Transformer"
     paper: ClassVar[str] = "Vaswani et al. 2017, arXiv 1706.03762"
+    memory_knobs: ClassVar[tuple[Knob, ...]] = (Knob("kv_heads", choices=_shared_evenly),)
 
     def __init__(self, shape: MixerShape, options: TransformerOptions):
         super().__init__(shape, options)

@@ -144,13 +144,17 @@ class PlacementConfig(Strict):
 class ArmConfig(Strict):
     """One arm of the comparison: a registered mixer with its options under a name of its own."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.@-]*$")]
     mixer: str = Field(description="A registered baseline; `ham baselines list` names them.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of that mixer; checked by the mixer itself."
     )
     placement: PlacementConfig | None = Field(
         default=None, description="Which layers get it; null: all of them."
+    )
+    steps: Positive | None = Field(
+        default=None,
+        description="Training steps in place of train.steps, for arms at equal FLOPs.",
     )
 
     @property
@@ -335,6 +339,11 @@ class Config(Strict):
             if arm.name == name:
                 return arm
         raise unknown_choice("model", name, [arm.name for arm in self.arms])
+
+    def training(self, arm: ArmConfig) -> TrainConfig:
+        """How `arm` is trained: as all are, but for steps of its own."""
+        own = {} if arm.steps is None else {"steps": arm.steps}
+        return self.train.model_copy(update=own)
 
     def check_registry(self) -> Config:
         """Check what needs the registries: mixer names, their options, task names.

@@ -26,6 +26,7 @@ from ham.kernels.gated_delta_rule import (
     gated_delta_rule_scored,
     gated_delta_rule_step,
 )
+from ham.model.knob import Knob
 from ham.model.mixer import (
     MixerAux,
     MixerOptions,
@@ -120,6 +121,12 @@ class HamMixer(TwoMemories):
     uses_hints: ClassVar[bool] = True
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule", "routed_attention")
     small_options: ClassVar[dict[str, Any]] = {"target": 0.3}
+    memory_knobs: ClassVar[tuple[Knob, ...]] = (
+        # What a fixed threshold keeps is known only once a model is trained.
+        Knob("target", share=True, where={"budget": "threshold", "control": "loop"}),
+        Knob("slots", where={"budget": "bounded"}),
+        Knob("top_k", where={"budget": "chunk_topk"}),
+    )
 
     def __init__(self, shape: MixerShape, options: HamOptions):
         super().__init__(shape, options)

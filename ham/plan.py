@@ -13,7 +13,8 @@ from functools import cached_property
 
 import torch
 
-from ham.config import ArmConfig, Config
+from ham.config import ArmConfig, Config, TrainConfig
+from ham.measure.cost import TRAINING_PASSES
 from ham.model.decoder import DecoderLM
 from ham.model.sizing import model_config
 from ham.workflow import inspection_pages
@@ -27,7 +28,6 @@ BYTES_PER_TOKEN = {"byte": 1.0, "bpe-4096": 3.6}
 FLOAT32_BYTES = 4
 # Weights and the two moments of AdamW.
 STATE_COPIES = 3
-TRAINING_PASSES = 3.0
 # Scores, then the layer's output with the threshold they gave.
 CALIBRATION_PASSES = 2
 ASSUMED_TASK_DOCUMENTS = 1000
@@ -141,7 +141,8 @@ class Plan:
         runs = len(self.arms) * seeds
         train = sum(arm.train_flops for arm in self.arms) * seeds
         evaluate = sum(arm.evaluate_flops for arm in self.arms) * seeds
-        floor = runs * config.train.steps * config.train.accumulate * self.speed.step_seconds
+        steps = sum(config.training(arm).steps for arm in config.arms) * seeds
+        floor = steps * config.train.accumulate * self.speed.step_seconds
         stages = [
             StageCost("prepare", 1, 0.0, self._prepare_seconds()),
             StageCost("train", runs, train, max(floor, self._seconds(train)), parallel),
@@ -164,7 +165,7 @@ class Plan:
 
     @property
     def train_tokens(self) -> int:
-        """Tokens that one run reads."""
+        """Tokens that one run reads, unless its arm has steps of its own."""
         train = self.config.train
         return train.steps * train.batch_size * self.config.data.context
 
@@ -200,21 +201,20 @@ class Plan:
         described = model_config(self.config, arm, self.vocabulary_size)
         with torch.device("meta"):
             model = DecoderLM(described)
-        fraction = float(arm.options.get("target", 1.0)) if model.routes else 1.0
+        fraction = model.target_fraction
         context = self.config.data.context
         return ArmCost(
             name=arm.name,
             mixer=arm.mixer,
             parameters=model.count_parameters(),
             mlp_width=described.mlp_width,
-            train_flops=self._train_flops(model, fraction),
+            train_flops=self._train_flops(model, fraction, self.config.training(arm)),
             evaluate_flops=self._evaluate_flops(model, fraction),
             measure_flops=self._measure_flops(model, fraction),
             cache_bytes=model.state_bytes(context, fraction).allocated,
         )
 
-    def _train_flops(self, model: DecoderLM, fraction: float) -> float:
-        train = self.config.train
+    def _train_flops(self, model: DecoderLM, fraction: float, train: TrainConfig) -> float:
         forward = model.forward_flops(self.config.data.context, fraction)
         validations = math.ceil(train.steps / train.validation_every) * train.validation_batches
         sequences = TRAINING_PASSES * train.steps + validations
@@ -273,16 +273,19 @@ def format_plan(plan: Plan) -> str:
     """The plan as text for a terminal."""
     config = plan.config
     total_jobs = sum(stage.jobs for stage in plan.stages)
+    names = zip(*((arm.name, arm.mixer) for arm in plan.arms), strict=True)
+    first, second = (max(18, 2 + max(map(len, column))) for column in names)
     lines = [
         f"{config.name}: {config.title or 'no title'} "
         f"(scale {config.scale}, device {config.device}, {config.status})",
         f"{len(config.arms)} arms × {len(config.seeds)} seeds, {plan.train_tokens:,} training "
         f"tokens each, context {config.data.context:,}, vocabulary {plan.vocabulary_size:,}",
         "",
-        f"{'arm':<18}{'mixer':<18}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}{'cache':>11}",
+        f"{'arm':<{first}}{'mixer':<{second}}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}"
+        f"{'cache':>11}",
     ]
     lines += [
-        f"{arm.name:<18}{arm.mixer:<18}{arm.parameters:>13,}{arm.mlp_width:>7,}"
+        f"{arm.name:<{first}}{arm.mixer:<{second}}{arm.parameters:>13,}{arm.mlp_width:>7,}"
         f"{arm.train_flops:>13.2e}{readable_bytes(arm.cache_bytes):>11}"
         for arm in plan.arms
     ]

@@ -27,6 +27,7 @@ COMMANDS = (
     "report",
     "publish",
     "plan",
+    "match",
     "doctor",
     "config",
     "baselines",

@@ -6,6 +6,9 @@ they are below one per cent of a layer at the widths used here.
 
 from __future__ import annotations
 
+TRAINING_PASSES = 3.0
+"""Forward passes that a training step costs: backward = 2 forward (Kaplan et al. 2020, 2.1)."""
+
 
 def linear_flops(tokens: int, inputs: int, outputs: int) -> float:
     """A dense projection of `tokens` vectors."""

@@ -154,6 +154,12 @@ class DecoderLM(nn.Module):
         mixers = [block.mixer for block in self.blocks]
         return [mixer.controller for mixer in mixers if mixer.controller is not None]
 
+    @property
+    def target_fraction(self) -> float:
+        """Share of tokens that its routers are to keep, mean over their layers; 1 without one."""
+        targets = [controller.target for controller in self.controllers]
+        return sum(targets) / len(targets) if targets else 1.0
+
     def forward(self, tokens_BT: Tensor, wanted_BT: Tensor | None = None) -> DecoderOutput:
         """Logits of the next token at every position, each sequence read from its start.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ham.config import Strict
+from ham.model.knob import Knob
 
 if TYPE_CHECKING:
     from ham.routing import ThresholdController
@@ -177,6 +178,8 @@ class SequenceMixer(nn.Module, ABC):
         operations: Operations of `kernels/` that it calls with `provider=shape.kernels`.
         small_options: Options with which a sequence of a hundred tokens meets all of its branches;
             the rules of `ham.conformance` and the tests use them at a width of 32.
+        memory_knobs: Options that decide how much decoding remembers; `ham match` turns the first
+            that applies, and tries the others where that one does not come close enough.
 
     Attributes:
         controller: The threshold of a mixer that routes by one, else None.
@@ -191,6 +194,7 @@ class SequenceMixer(nn.Module, ABC):
     controller: ThresholdController | None = None
     operations: ClassVar[tuple[str, ...]] = ()
     small_options: ClassVar[dict[str, Any]] = {}
+    memory_knobs: ClassVar[tuple[Knob, ...]] = ()
 
     def __init__(self, shape: MixerShape, options: MixerOptions):
         super().__init__()

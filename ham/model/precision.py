@@ -16,9 +16,14 @@ def precision_context(
         device: Where the model computes.
         precision: `float32`, `bfloat16`, or `auto`: bfloat16 autocast on a GPU, float32 elsewhere.
     """
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+    if is_reduced(device.type, precision):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def is_reduced(device_type: str, precision: str) -> bool:
+    """Whether `precision` means bfloat16 on a device of that type."""
+    return precision == "bfloat16" or (precision == "auto" and device_type == "cuda")
 
 
 def cache_dtype(weights: torch.Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,34 +21,61 @@ def plain_mlp_width(width: int) -> int:
     return max(MLP_MULTIPLE, round(8 * width / 3 / MLP_MULTIPLE) * MLP_MULTIPLE)
 
 
+@dataclass(frozen=True)
+class Sizing:
+    """An arm's model with the MLP that brings its parameters closest to a target.
+
+    Attributes:
+        model: The model, sized.
+        plain: Parameters with the usual MLP width.
+        parameters: Parameters as sized.
+        target: What was aimed at.
+        fault: Why `parameters` miss the target by more than `TOLERANCE`; empty if they do not.
+    """
+
+    model: ModelConfig
+    plain: int
+    parameters: int
+    target: int
+    fault: str = ""
+
+
 def model_config(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelConfig:
     """The configuration of one arm's model, its MLP sized to match the first arm's parameters.
 
     Raises:
         ConfigError: If no MLP width brings the arm within 1 % of the first arm.
     """
-    mlp_width = plain_mlp_width(config.model.width)
-    candidate = _with_mlp(config, arm, vocabulary_size, mlp_width)
-    reference = config.arms[0]
+    plain, reference = plain_model(config, arm, vocabulary_size), config.arms[0]
     if not config.model.match_parameters or arm == reference:
-        return candidate
-    target = parameter_count(_with_mlp(config, reference, vocabulary_size, mlp_width))
-    per_unit = 3 * config.model.width * config.model.layers
-    excess = parameter_count(candidate) - target
-    steps = round(excess / per_unit / MLP_MULTIPLE)
-    matched = _with_mlp(config, arm, vocabulary_size, mlp_width - steps * MLP_MULTIPLE)
-    if matched.mlp_width < MLP_MULTIPLE:
-        raise ConfigError(
-            f"arm {arm.name!r} has {excess} parameters more than {reference.name!r} in its mixers; "
-            "no MLP is small enough to make up for that"
+        return plain
+    target = parameter_count(plain_model(config, reference, vocabulary_size))
+    sizing = sized(plain, parameter_count(plain), target)
+    if sizing.fault:
+        raise ConfigError(f"arm {arm.name!r} beside {reference.name!r}: {sizing.fault}")
+    return sizing.model
+
+
+def sized(plain: ModelConfig, count: int, target: int) -> Sizing:
+    """Size the MLP of a model to `target` parameters, as near as its steps of 8 allow.
+
+    Args:
+        plain: The model with an MLP width to begin with.
+        count: Its parameters.
+        target: Parameters wanted.
+    """
+    per_step = 3 * plain.width * plain.layers * MLP_MULTIPLE
+    steps = max(round((target - count) / per_step), 1 - plain.mlp_width // MLP_MULTIPLE)
+    width = plain.mlp_width + steps * MLP_MULTIPLE
+    parameters = count + steps * per_step
+    fault = ""
+    if abs(parameters - target) > TOLERANCE * target:
+        fault = (
+            f"{parameters:,} parameters with the nearest MLP width, {width}, against {target:,}; "
+            f"the width goes in steps of {MLP_MULTIPLE} from {MLP_MULTIPLE} up, and they must "
+            f"agree within {TOLERANCE:.0%}"
         )
-    count = parameter_count(matched)
-    if abs(count - target) > TOLERANCE * target:
-        raise ConfigError(
-            f"arm {arm.name!r} has {count} parameters, {reference.name!r} {target}; an MLP width "
-            f"in steps of {MLP_MULTIPLE} cannot bring them within {TOLERANCE:.0%}"
-        )
-    return matched
+    return Sizing(replace(plain, mlp_width=width), count, parameters, target, fault)
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -56,7 +84,8 @@ def parameter_count(config: ModelConfig) -> int:
         return DecoderLM(config).count_parameters()
 
 
-def _with_mlp(config: Config, arm: ArmConfig, vocabulary_size: int, mlp_width: int) -> ModelConfig:
+def plain_model(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelConfig:
+    """The configuration of one arm's model with the usual MLP width."""
     return ModelConfig(
         arm=arm.name,
         mixer=arm.mixer,
@@ -65,7 +94,7 @@ def _with_mlp(config: Config, arm: ArmConfig, vocabulary_size: int, mlp_width: i
         layers=config.model.layers,
         width=config.model.width,
         heads=config.model.heads,
-        mlp_width=mlp_width,
+        mlp_width=plain_mlp_width(config.model.width),
         max_positions=config.model.max_positions,
         context=config.data.context,
         tokenizer=config.data.tokenizer,

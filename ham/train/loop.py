@@ -53,7 +53,7 @@ class Trainer:
     def __init__(self, job: Job, data_folder: Path, state_root: Path = STATE_ROOT):
         self.job = job
         self.config: Config = job.config
-        self.settings = job.config.train
+        self.settings = job.config.training(job.arm)
         self.data_folder = data_folder
         key = f"{job.arm.name}-seed{job.seed}-{job.config_hash}-{job.code_fingerprint}"
         self.state_path = state_root / key / "state.pt"

@@ -33,6 +33,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "arms": [
             {"name": "ham", "mixer": "ham", "options": {"score": "committed"}},
             {"name": "mamba2", "mixer": "mamba2", "options": {"state_size": 16, "head_dim": 16}},
+            {"name": "ham@flops", "mixer": "ham", "options": {"score": "committed"}, "steps": 3},
         ],
         "train": {
             "steps": STEPS,
@@ -118,6 +119,17 @@ def test_a_finished_run_leaves_rows_manifest_and_no_state(
     assert losses[-1] < losses[0]
     fractions = [row for row in rows if row.metric == "kv_fraction"]
     assert {row.labels["layer"] for row in fractions} == {0, 1}
+
+
+def test_an_arm_may_have_steps_of_its_own(experiment: Path) -> None:
+    from ham.cli import main
+
+    assert main(command(experiment, "short", "ham@flops")[3:]) == 0
+    facts = read_json(experiment / "short" / "checkpoint" / "model.json")["facts"]
+    assert (facts["steps"], facts["tokens"]) == (3, 3 * 4 * 64)
+    rows = read_rows(experiment / "short" / "train.rows.jsonl")
+    assert {row.model for row in rows} == {"ham@flops"}
+    assert max(row.x_value for row in rows if row.x_name == "step") == 3
 
 
 def test_a_damaged_state_is_one_clear_message(experiment: Path) -> None:
