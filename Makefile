@@ -16,7 +16,7 @@ RUN := flock --nonblock --conflict-exit-code 75 .venv/.running $(BIN)/snakemake 
 REFUSED := { status=$$?; [ $$status != 75 ] || echo "another run of this folder is under way"; exit $$status; }
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help reproduce report test lint gate bench bench-check bench-baseline published clean
+.PHONY: help reproduce report test lint gate bench bench-check bench-baseline published verify clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-baseline: $(STAMP) ## Store the speeds of this device as its baseline; lea
 
 published: $(STAMP) ## Make reports/published again from results/published
 	$(BIN)/ham publish report
+
+verify: $(STAMP) ## Are published tables and figures what their raw rows give, byte by byte?
+	$(BIN)/ham verify --all
 
 clean: ## Remove the environment and caches; results and reports stay
 	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info

@@ -26,6 +26,8 @@ COMMANDS = (
     "inspect",
     "report",
     "publish",
+    "verify",
+    "diff",
     "plan",
     "match",
     "doctor",

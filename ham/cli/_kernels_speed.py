@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -108,16 +108,10 @@ def run_bench(arguments: argparse.Namespace, device: torch.device, **ceiling_siz
     import torch
 
     from ham.kernels.speed.problems import choose_problems
-    from ham.kernels.speed.record import (
-        continued_manifest,
-        finish_manifest,
-        kernel_fingerprint,
-        speed_manifest,
-    )
+    from ham.kernels.speed.record import kernel_fingerprint, speed_manifest
     from ham.kernels.speed.run import Bench
-    from ham.kernels.speed.store import RowStore
+    from ham.kernels.speed.store import SpeedStore
     from ham.kernels.speed.subjects import check_names
-    from ham.report.manifest import device_name, manifest_path, write_manifest
 
     started = time.monotonic()
     check_names(arguments.providers)
@@ -126,21 +120,14 @@ def run_bench(arguments: argparse.Namespace, device: torch.device, **ceiling_siz
     )
     dtype = arguments.dtype or "bfloat16"
     code = kernel_fingerprint()
-    manifest: dict[str, Any] = speed_manifest(device.type, dtype, sys.argv, code)
-    store = RowStore(
+    store = SpeedStore.of_run(
         arguments.rows,
-        {
-            "device": device_name(device.type, manifest["gpus"]),
-            "code_fingerprint": code,
-            "manifest_id": manifest["manifest_id"],
-        },
+        speed_manifest(device.type, dtype, sys.argv, code),
+        code,
+        sys.argv,
         overwrite=arguments.overwrite,
         retry_errors=arguments.retry_errors,
     )
-    if store.resumed_manifest is not None:
-        manifest = continued_manifest(arguments.rows, sys.argv)
-    if arguments.rows is not None:
-        write_manifest(manifest_path(arguments.rows), manifest)
     bench = Bench(
         device,
         getattr(torch, dtype),
@@ -154,15 +141,8 @@ def run_bench(arguments: argparse.Namespace, device: torch.device, **ceiling_siz
         for problem in problems:
             bench.run(problem, ceilings)
     finally:
-        if arguments.rows is not None:
-            finish_manifest(
-                arguments.rows,
-                manifest,
-                bench.measured_rates(),
-                bench.tiles,
-                time.monotonic() - started,
-            )
-    return _print_result(list(store.rows.values()))
+        store.finish(time.monotonic() - started, bench.tiles)
+    return _print_result(store.all_rows())
 
 
 def _print_result(rows: list) -> int:

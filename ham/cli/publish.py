@@ -17,6 +17,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     report = actions.add_parser("report", help="make reports/published/NAME from kept rows")
     report.add_argument("names", nargs="*", help="which (default: all)")
     report.set_defaults(handler=rebuild)
+    seal = actions.add_parser("seal", help="write checksums of results that were copied by hand")
+    seal.add_argument("name", help="folder of results/published")
+    seal.set_defaults(handler=write_seal)
 
 
 def publish(arguments: argparse.Namespace) -> int:
@@ -36,4 +39,12 @@ def rebuild(arguments: argparse.Namespace) -> int:
     for name in arguments.names or published_names():
         for page in build_published(name):
             print(page)
+    return 0
+
+
+def write_seal(arguments: argparse.Namespace) -> int:
+    """Write the checksums of a folder that has none."""
+    from ham.report.publish import RESULTS, write_checksums
+
+    print(write_checksums(RESULTS / arguments.name))
     return 0

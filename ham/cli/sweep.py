@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ham.device import DEVICES
 
@@ -79,31 +79,23 @@ def measure_on(arguments: argparse.Namespace, device: torch.device, **ceiling_si
     """Measure on a device; `ceiling_sizes` are further arguments of `measure_ceilings`."""
     import torch
 
-    from ham.kernels.speed.record import continued_manifest, finish_manifest
     from ham.measure.sweep.record import sweep_fingerprint, sweep_manifest
     from ham.measure.sweep.run import Sweep
     from ham.measure.sweep.store import SweepStore
-    from ham.report.manifest import device_name, manifest_path, write_manifest
 
     started = time.monotonic()
     scale, cells = _choose(arguments, device)
     # Half precision is slow on most CPUs and nothing there is compared with a GPU.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     code = sweep_fingerprint()
-    manifest: dict[str, Any] = sweep_manifest(device, dtype, scale, sys.argv, code)
-    store = SweepStore(
+    store = SweepStore.of_run(
         arguments.rows,
-        {
-            "device": device_name(device.type, manifest["gpus"]),
-            "code_fingerprint": code,
-            "manifest_id": manifest["manifest_id"],
-        },
+        sweep_manifest(device, dtype, scale, sys.argv, code),
+        code,
+        sys.argv,
         overwrite=arguments.overwrite,
         retry_errors=arguments.retry_errors,
     )
-    if store.resumed_manifest is not None:
-        manifest = continued_manifest(arguments.rows, sys.argv)
-    write_manifest(manifest_path(arguments.rows), manifest)
     sweep = Sweep(
         device,
         dtype,
@@ -116,8 +108,7 @@ def measure_on(arguments: argparse.Namespace, device: torch.device, **ceiling_si
     try:
         left = sweep.run(cells, **ceiling_sizes)
     finally:
-        seconds = time.monotonic() - started
-        finish_manifest(arguments.rows, manifest, store.rates(), {}, seconds)
+        store.finish(time.monotonic() - started)
     rows = store.all_rows()
     failed = sum(row.error is not None for row in rows)
     print(f"{len(rows)} rows in {arguments.rows}, {failed} failed; {left} cells left")

@@ -21,7 +21,13 @@ from ham.report.kernel_cells import (
     label,
 )
 from ham.report.palette import EXTRA_COLORS, INK, MUTED
-from ham.report.plots_base import WIDTH_INCHES, Drawing, legend_lines, log_y_plain, new_figure
+from ham.report.plots_axes import log_y_plain
+from ham.report.plots_base import (
+    WIDTH_INCHES,
+    Drawing,
+    legend_lines,
+    new_figure,
+)
 from ham.report.rows import Row
 
 DRAWN_MODES = ("forward", "forward_backward")

@@ -12,7 +12,13 @@ from matplotlib.lines import Line2D
 from ham.report.formats import byte_size, count, join_words, reason, significant
 from ham.report.kernel_plots import color_of
 from ham.report.loss_curves import WINDOW, absolute_differences, smoothed
-from ham.report.plots_base import WIDTH_INCHES, Drawing, legend_lines, log_y_plain, new_figure
+from ham.report.plots_axes import log_y_plain
+from ham.report.plots_base import (
+    WIDTH_INCHES,
+    Drawing,
+    legend_lines,
+    new_figure,
+)
 from ham.report.rows import Row
 from ham.report.tables_base import Column, Record, Table
 

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ham.report.aggregate import Cell, Point, Results, most_common, or_failure, with_spread_of_time
 from ham.report.formats import byte_size, join_words, short_bytes, significant, token_unit
+from ham.report.plots_axes import log_x_ticks, log_y_bytes, log_y_rate, pad_log
 from ham.report.plots_base import (
     Drawing,
     Look,
@@ -19,13 +20,9 @@ from ham.report.plots_base import (
     label_line_ends,
     label_margin,
     legend_lines,
-    log_x_ticks,
-    log_y_bytes,
-    log_y_rate,
     mark_failures,
     model_legend,
     new_figure,
-    pad_log,
 )
 from ham.report.rows import Row
 

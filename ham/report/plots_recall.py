@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from ham.report.aggregate import Cell, Point, Results
 from ham.report.formats import cell_text, share, token_labels, token_unit
 from ham.report.palette import GRID, MUTED
+from ham.report.plots_axes import log_x_ticks
 from ham.report.plots_base import (
     Drawing,
     Look,
@@ -21,7 +22,6 @@ from ham.report.plots_base import (
     footer_text,
     label_line_ends,
     label_margin,
-    log_x_ticks,
     mark_failures,
     model_title,
     new_figure,

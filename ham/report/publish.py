@@ -2,28 +2,32 @@
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests and configuration, or
 the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`), of training with each
-provider (`kernel_training.rows.jsonl`) or of a sweep (`sweep.rows.jsonl`), or all of them. They are
-source files: no rule ever writes them, so a fresh machine reruns nothing. The report in
-`reports/published/<name>/` can be made again from them at any time, byte for byte.
+provider (`kernel_training.rows.jsonl`), of a sweep (`sweep.rows.jsonl`) or of the study of routing
+scores, or several of them, and the checksums of them all (`SHA256SUMS`). They are source files: no
+rule ever writes them, so a fresh machine reruns nothing. The report in `reports/published/<name>/`
+can be made again from them at any time, byte for byte; `ham.report.verify` checks that.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
-from ham.config_files import load_config
+from ham.config_files import load_config, read_yaml
 from ham.errors import ConfigError, MissingDataError
-from ham.files import atomic_writer, write_text
+from ham.files import atomic_writer, sha256_file, write_json, write_text
 from ham.report.build import build_report
+from ham.report.figure_compare import drawing_versions
 from ham.report.kernel_report import build_kernel_report
 from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import read_rows
 from ham.report.sweep_report import build_sweep_report
-from ham.workflow import parse_workflow_config, rows_files
+from ham.workflow import rows_files
 
 RESULTS = Path("results/published")
 REPORTS = Path("reports/published")
@@ -32,6 +36,10 @@ KERNEL_ROWS = "kernel_speed.rows.jsonl"
 TRAINING_ROWS = "kernel_training.rows.jsonl"
 KERNEL_FILES = (KERNEL_ROWS, TRAINING_ROWS)
 SWEEP_ROWS = "sweep.rows.jsonl"
+STUDY_EXPERIMENTS = ("mqar", "mqar_tuning")
+ROWS = "*.rows.jsonl"
+CHECKSUMS = "SHA256SUMS"
+DRAWN_WITH = "drawn_with.json"
 
 
 def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> list[Path]:
@@ -68,22 +76,37 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
         _copy(manifest_path(source), manifest_path(target))
         written.append(target)
     write_text(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json")))
+    write_checksums(folder)
     return written
 
 
 def published_names(root: Path = Path()) -> list[str]:
     """Names under which results are published that a report is made of."""
-    return sorted(
-        {
-            path.parent.name
-            for file in (CONFIG_FILE, *KERNEL_FILES, SWEEP_ROWS)
-            for path in (root / RESULTS).glob(f"*/{file}")
-        }
-    )
+    folders = sorted(path for path in (root / RESULTS).glob("*") if path.is_dir())
+    return [folder.name for folder in folders if any(sources_of(folder))]
+
+
+class Sources(NamedTuple):
+    """The rows files of a published folder by the report that they go into."""
+
+    run: list[Path]
+    kernels: list[Path]
+    sweep: list[Path]
+    study: list[Path]
+
+
+def sources_of(folder: Path) -> Sources:
+    """Sort the rows files of a folder; rows of other origin have no report of their own."""
+    kernels = [folder / name for name in KERNEL_FILES if (folder / name).is_file()]
+    sweep = [folder / SWEEP_ROWS] if (folder / SWEEP_ROWS).is_file() else []
+    others = [path for path in sorted(folder.glob(ROWS)) if path not in (*kernels, *sweep)]
+    study = [path for path in others if _first_experiment(path) in STUDY_EXPERIMENTS]
+    run = [path for path in others if path not in study]
+    return Sources(run if (folder / CONFIG_FILE).is_file() else [], kernels, sweep, study)
 
 
 def build_published(name: str, root: Path = Path(), out: Path | None = None) -> list[Path]:
-    """Make the reports of published rows again.
+    """Make the reports of published rows again, and note what the figures were drawn with.
 
     Args:
         name: One of `published_names`.
@@ -92,49 +115,83 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
 
     Returns:
         The first page of each report: `index.html` of a run, `kernels.md` of kernel rows,
-        `sweep.md` of a sweep.
+        `sweep.md` of a sweep, `mqar.md` of the study.
 
     Raises:
-        MissingDataError: If nothing is published under that name.
+        MissingDataError: If nothing is published under that name that a report is made of.
     """
     folder = root / RESULTS / name
     target = out or root / REPORTS / name
+    sources = sources_of(folder)
     pages = []
-    if (folder / CONFIG_FILE).is_file():
-        pages.append(_build_run(folder, target))
-    kernel_files = [folder / name for name in KERNEL_FILES if (folder / name).is_file()]
-    if kernel_files:
-        pages.append(_build_kernels(kernel_files, target))
-    if (folder / SWEEP_ROWS).is_file():
-        pages.append(_build_sweep(folder / SWEEP_ROWS, target))
+    if sources.run:
+        pages.append(_build_run(folder / CONFIG_FILE, sources.run, target))
+    if sources.kernels:
+        pages.append(_build_kernels(sources.kernels, target))
+    if sources.sweep:
+        pages.append(_build_sweep(sources.sweep, target))
+    if sources.study:
+        pages.append(_build_study(sources.study, target))
     if not pages:
         known = ", ".join(published_names(root)) or "none"
         raise MissingDataError(f"nothing is published as {name!r}; known: {known}")
+    write_json(target / DRAWN_WITH, drawing_versions())
     return pages
 
 
-def _build_run(folder: Path, target: Path) -> Path:
-    others = (*KERNEL_FILES, SWEEP_ROWS)
-    files = sorted(path for path in folder.glob("*.rows.jsonl") if path.name not in others)
-    values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    build_report(
-        read_rows(files),
-        target,
-        config=parse_workflow_config(values),
-        manifests=[read_manifest(manifest_path(path)) for path in files],
-    )
+def write_checksums(folder: Path) -> Path:
+    """Write the SHA-256 of every file of a published folder, as `sha256sum` does.
+
+    Raises:
+        ConfigError: If there are checksums already: published results never change.
+        MissingDataError: If the folder holds no rows.
+    """
+    target = folder / CHECKSUMS
+    if target.exists():
+        raise ConfigError(f"{target} exists; published results never change")
+    if not any(folder.glob(ROWS)):
+        raise MissingDataError(f"{folder} holds no {ROWS}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    write_text(target, "".join(lines))
+    return target
+
+
+def _build_run(config: Path, files: list[Path], target: Path) -> Path:
+    # As it was resolved then: defaults of today's code would change the page of an earlier run.
+    values = read_yaml(config)
+    build_report(read_rows(files), target, config=values, manifests=_manifests(files))
     return target / "index.html"
 
 
 def _build_kernels(files: list[Path], target: Path) -> Path:
-    manifests = [read_manifest(manifest_path(path)) for path in files]
-    listing = build_kernel_report(read_rows(files), target, manifests)
+    listing = build_kernel_report(read_rows(files), target, _manifests(files))
     return target / listing["files"][0]
 
 
-def _build_sweep(rows: Path, target: Path) -> Path:
-    listing = build_sweep_report(read_rows(rows), target, [read_manifest(manifest_path(rows))])
+def _build_sweep(files: list[Path], target: Path) -> Path:
+    listing = build_sweep_report(read_rows(files), target, _manifests(files))
     return target / listing["files"][0]
+
+
+def _build_study(files: list[Path], target: Path) -> Path:
+    # The study trains models, so importing it loads torch.
+    from ham.study.report import build_report as build_study_report
+
+    return build_study_report(read_rows(files), target)[0]
+
+
+def _manifests(files: list[Path]) -> list[dict[str, Any]]:
+    return [read_manifest(manifest_path(path)) for path in files]
+
+
+def _first_experiment(path: Path) -> str | None:
+    with open(path, encoding="utf-8") as handle:
+        line = handle.readline()
+    try:
+        return json.loads(line).get("experiment")
+    except (ValueError, AttributeError):
+        return None
 
 
 def _copy(source: Path, target: Path | os.PathLike) -> None:

@@ -13,17 +13,13 @@ from matplotlib.transforms import blended_transform_factory
 from ham.measure.sweep.grid import UNSTRUCTURED
 from ham.report.formats import byte_size, significant, token_unit
 from ham.report.palette import MUTED
+from ham.report.plots_axes import log_x_ticks, log_y_bytes, log_y_plain, log_y_rate, pad_log
 from ham.report.plots_base import (
     WIDTH_INCHES,
     Drawing,
     legend_lines,
     line_style,
-    log_x_ticks,
-    log_y_bytes,
-    log_y_plain,
-    log_y_rate,
     new_figure,
-    pad_log,
 )
 from ham.report.rows import Row
 from ham.report.sweep_cells import (

@@ -13,6 +13,7 @@ from ham.errors import MissingDataError
 from ham.files import atomic_writer, write_text
 from ham.report.aggregate import Cell, Results, difference, kv_fraction_cell, summarise_pooled
 from ham.report.formats import cell_text, join_words, share
+from ham.report.plots_axes import log_x_ticks
 from ham.report.plots_base import (
     Look,
     draw_points,
@@ -20,7 +21,6 @@ from ham.report.plots_base import (
     footer_text,
     label_line_ends,
     label_margin,
-    log_x_ticks,
     mark_failures,
     new_figure,
     save_png,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ham.kernels.decode.triton_step import rms_scale, rounded, sums_of_two
+from ham.kernels.decode.triton_token import rms_scale, rounded, sums_of_two
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Stands for minus infinity: differences of it are 0, not NaN.

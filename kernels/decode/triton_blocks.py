@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ham.kernels.decode.triton_step import rms_scale, rounded, silu
+from ham.kernels.decode.triton_token import rms_scale, rounded, silu
 
 
 @triton.jit

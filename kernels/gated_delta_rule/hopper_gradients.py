@@ -1,7 +1,7 @@
 """The gradients local to a chunk for Hopper, written in Gluon; bfloat16 only.
 
-The same mathematics as `triton_gradients.gradient_kernel`. That kernel takes 64 key columns a
-program and reads dO, r, W and both states again from the L2 cache for the second 64, with spilled
+The same mathematics as `triton_gradient_kernels.gradient_kernel`. That kernel takes 64 key columns
+a program and reads dO, r, W and both states again from the L2 cache for the second 64, with spilled
 registers: 1.03 ms at B8 T4096 H16 D128 on one H100, twice the time that its bytes need. Here one
 program owns all columns of a chunk, keeps its tiles in shared memory (112 KiB, so that two programs
 fit on a multiprocessor), takes the states in two halves of key columns, and walks several chunks so

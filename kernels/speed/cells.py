@@ -11,7 +11,7 @@ from ham.kernels.speed.ceilings import Floor
 from ham.kernels.speed.checks import Check
 from ham.kernels.speed.clock import Timing
 from ham.kernels.speed.problems import COMPONENTS, Problem
-from ham.kernels.speed.store import Key, RowStore
+from ham.kernels.speed.store import EXPERIMENT, Key, SpeedStore
 from ham.report.rows import Row
 
 MODES = ("forward", "forward_saving", "forward_backward")
@@ -39,7 +39,7 @@ class CellWriter:
         launch_modes: Launch modes that are timed on this device.
     """
 
-    store: RowStore
+    store: SpeedStore
     problem: Problem
     dtype: str
     time: int
@@ -71,7 +71,7 @@ class CellWriter:
         self, provider: str, cells: list[tuple[str, str]], reason: str, **fields: Any
     ) -> None:
         """Store a row with the reason for each of a provider's cells."""
-        self.store.add(
+        self.store.put(
             [
                 self._row(provider, f"{mode}_ms", None, mode, launch_mode, error=reason, **fields)
                 for mode, launch_mode in cells
@@ -113,7 +113,7 @@ class CellWriter:
                     labels=labels,
                 )
                 rows.append(row)
-        self.store.add(rows)
+        self.store.put(rows)
 
     def timed(
         self,
@@ -158,7 +158,7 @@ class CellWriter:
             rows.append(
                 self._row(provider, f"{mode}_peak_bytes", peak_bytes, mode, launch_mode, **fields)
             )
-        self.store.add(rows)
+        self.store.put(rows)
 
     def _row(
         self,
@@ -179,6 +179,7 @@ class CellWriter:
             for name, label in (labels or {}).items()
         }
         return self.store.make(
+            EXPERIMENT,
             metric,
             value,
             model=self.problem.operation,

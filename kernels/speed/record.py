@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ham.fingerprint import fingerprint, repository_root
 from ham.kernels.peers.fla import FLASH_QLA_PATH, TRITON_PATH
 from ham.kernels.registry import operations
-from ham.report.manifest import (
-    collect_manifest,
-    manifest_path,
-    portable_command,
-    read_manifest,
-    write_manifest,
-)
+from ham.report.manifest import collect_manifest
 
 # Variables that switch paths in peers and in Triton.
 SWITCHES = ("FLA_", "TRITON_", "TORCHINDUCTOR_", "TILELANG_", "MAMBA_")
@@ -56,36 +49,11 @@ def switches() -> dict[str, str]:
 def speed_manifest(
     device: str, dtype: str, command: Sequence[str], code_fingerprint: str
 ) -> dict[str, Any]:
-    """The manifest of a speed run; what the run measures is added under `measured`."""
+    """The manifest of a speed run; the store adds under `measured` what it measures."""
     extra = {
         "kernel_sources": code_fingerprint,
         "peers": peer_versions(),
         "environment": switches(),
         "peer_environment": {"fla": TRITON_PATH, "flash_qla": FLASH_QLA_PATH},
     }
-    manifest = collect_manifest({"device": device, "dtype": dtype}, command, extra=extra)
-    manifest["measured"] = {"commands": [portable_command(command)], "ceilings": {}, "tiles": {}}
-    return manifest
-
-
-def continued_manifest(rows: Path, command: Sequence[str]) -> dict[str, Any]:
-    """The manifest beside rows that this run adds to, with this run's command added."""
-    manifest = read_manifest(manifest_path(rows))
-    manifest.setdefault("measured", {}).setdefault("commands", []).append(portable_command(command))
-    return manifest
-
-
-def finish_manifest(
-    rows: Path,
-    manifest: dict[str, Any],
-    ceilings: dict[str, float],
-    tiles: dict[str, list[str]],
-    wall_seconds: float,
-) -> None:
-    """Write the manifest with what was measured; wall times of several runs add up."""
-    measured = manifest.setdefault("measured", {})
-    measured["ceilings"] = ceilings
-    measured["tiles"] = {**measured.get("tiles", {}), **tiles}
-    write_manifest(
-        manifest_path(rows), manifest, (manifest.get("wall_seconds") or 0.0) + wall_seconds
-    )
+    return collect_manifest({"device": device, "dtype": dtype}, command, extra=extra)

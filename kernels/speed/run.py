@@ -25,17 +25,17 @@ from ham.kernels.speed.clock import (
 )
 from ham.kernels.speed.problems import COMPONENTS, Inputs, Problem
 from ham.kernels.speed.routing_parts import providers
-from ham.kernels.speed.store import RowStore
+from ham.kernels.speed.store import EXPERIMENT, SpeedStore
 from ham.kernels.speed.subjects import Subject, choose_names, make_subject, refusal
 from ham.kernels.speed.tasks import capture_checked, make_task
 from ham.kernels.speed.tiles import recorded_tiles
 from ham.kernels.speed.truth import Truth, check_truth, compute_truth, weight_for
 from ham.kernels.verify import SEED
 from ham.measure.timing import peak_extra_bytes
+from ham.report.row_store import DEVICE
 from ham.report.rows import Row
 from ham.report.statistics import Estimate
 
-CEILING = "device"
 Say = Callable[[str], None]
 
 
@@ -57,7 +57,7 @@ class Bench:
 
     device: torch.device
     dtype: torch.dtype
-    store: RowStore
+    store: SpeedStore
     providers: Sequence[str] | None = None
     time_wrong: bool = False
     rounds: Mapping[str, float] = field(default_factory=dict)
@@ -72,29 +72,25 @@ class Bench:
 
     def ceilings(self, **sizes: int) -> Ceilings:
         """The measured rates, from the file if an earlier part of this run measured them."""
-        if len(self.measured_rates()) < len(ceiling_module.RATES):
+        if len(self.store.rates()) < len(ceiling_module.RATES):
             rates = measure_ceilings(self.device, **sizes)
             for name, rate in rates.items():
                 self.say(f"{name} {rate.value:.1f}")
-            self.store.add(self._ceiling_row(name, rate) for name, rate in rates.items())
-        return ceilings_of(self.measured_rates())
+            self.store.put(self._ceiling_row(name, rate) for name, rate in rates.items())
+        return ceilings_of(self.store.rates())
 
     def _ceiling_row(self, metric: str, rate: Estimate) -> Row:
         return self.store.make(
+            EXPERIMENT,
             metric,
             rate.value,
-            model=CEILING,
-            mixer=CEILING,
+            model=DEVICE,
+            mixer=DEVICE,
             n=rate.n,
             low=rate.low,
             high=rate.high,
             interval=rate.interval,
         )
-
-    def measured_rates(self) -> dict[str, float]:
-        """The rates that the rows hold, by metric."""
-        found = {name: self.store.find(CEILING, name) for name in ceiling_module.RATES}
-        return {name: row.value for name, row in found.items() if row and row.value is not None}
 
     def run(self, problem: Problem, ceilings: Ceilings) -> None:
         """Everything that is still missing of one problem."""

@@ -19,7 +19,7 @@ from ham.kernels.speed.problems import (
     SsdProblem,
 )
 from ham.kernels.speed.run import Bench
-from ham.kernels.speed.store import RowStore
+from ham.kernels.speed.store import SpeedStore
 from ham.kernels.speed.subjects import default_names
 from ham.kernels.speed.tasks import capture_checked
 
@@ -91,10 +91,10 @@ def test_work_that_a_graph_does_not_do_is_found() -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: f"{problem.operation}")
 def test_every_cell_has_a_row_and_our_results_are_right(problem: Problem) -> None:
-    store = RowStore(None, {"device": "x", "code_fingerprint": "y", "manifest_id": "z"})
+    store = SpeedStore(None, {"device": "x", "code_fingerprint": "y", "manifest_id": "z"})
     bench = Bench(CUDA, torch.bfloat16, store, rounds={"max_rounds": 5, "budget_ms": 5})
     bench.run(problem, bench.ceilings(buffer_bytes=1 << 28, size=1024))
-    rows = {(row.provider, row.metric, row.launch_mode): row for row in store.rows.values()}
+    rows = {(row.provider, row.metric, row.launch_mode): row for row in store.all_rows()}
     for name in default_names(problem):
         for mode in modes_of(problem):
             for launch_mode in (EAGER, GRAPH):
@@ -103,7 +103,7 @@ def test_every_cell_has_a_row_and_our_results_are_right(problem: Problem) -> Non
         if name in ("torch", "triton") and rows[name, "forward_ms", EAGER].value:
             assert rows[name, "forward_ms", EAGER].correct is True
             assert rows[name, "forward_peak_bytes", EAGER].value > 0
-    wrong = [row.error for row in store.rows.values() if row.correct is False]
+    wrong = [row.error for row in store.all_rows() if row.correct is False]
     assert not [error for error in wrong if error and "triton" in error]
 
 

@@ -29,7 +29,7 @@ from ham.kernels.speed.clock import (
 from ham.kernels.speed.problems import AttentionProblem, RoutingProblem, RuleProblem, SsdProblem
 from ham.kernels.speed.record import kernel_modules, switches
 from ham.kernels.speed.run import Bench
-from ham.kernels.speed.store import RowStore, key_of
+from ham.kernels.speed.store import SpeedStore, key_of
 from ham.kernels.speed.tiles import recorded_tiles
 from ham.report.manifest import read_manifest
 from ham.report.rows import Row, read_rows
@@ -53,14 +53,14 @@ def rule() -> Iterator[dict[str, Provider]]:
     providers.update(before)
 
 
-def make_bench(store: RowStore, dtype: torch.dtype = torch.float32, **changes: Any) -> Bench:
+def make_bench(store: SpeedStore, dtype: torch.dtype = torch.float32, **changes: Any) -> Bench:
     return Bench(CPU, dtype, store, rounds=ROUNDS, **changes)
 
 
 def run_rule(dtype: torch.dtype = torch.float32, **changes: Any) -> dict[tuple[str, str], Row]:
-    store = RowStore(None, COMMON)
+    store = SpeedStore(None, COMMON)
     make_bench(store, dtype, **changes).run(RULE, RATES)
-    return {(row.provider, row.metric): row for row in store.rows.values()}
+    return {(row.provider, row.metric): row for row in store.all_rows()}
 
 
 def peer(name: str, function: Any, **changes: Any) -> None:
@@ -211,10 +211,10 @@ def test_a_later_run_does_what_is_missing(
 ) -> None:
     path = tmp_path / "kernel_speed.rows.jsonl"
     peer("other", wrong_output)
-    make_bench(RowStore(path, COMMON), providers=["torch"]).run(RULE, RATES)
+    make_bench(SpeedStore(path, COMMON), providers=["torch"]).run(RULE, RATES)
     first = read_rows(path)
     later = {**COMMON, "manifest_id": "later"}
-    make_bench(RowStore(path, later)).run(RULE, RATES)
+    make_bench(SpeedStore(path, later)).run(RULE, RATES)
     second = read_rows(path)
     assert second[: len(first)] == first
     assert {row.provider for row in second[len(first) :]} == {"other"}
@@ -222,16 +222,16 @@ def test_a_later_run_does_what_is_missing(
 
     # Everything is there now, failures included, so nothing is even drawn.
     monkeypatch.setattr(run_module, "_Part", None)
-    make_bench(RowStore(path, COMMON)).run(RULE, RATES)
+    make_bench(SpeedStore(path, COMMON)).run(RULE, RATES)
     assert read_rows(path) == second
 
 
 def test_failed_cells_are_tried_again_on_request(rule: dict[str, Provider], tmp_path: Path) -> None:
     path = tmp_path / "kernel_speed.rows.jsonl"
     peer("other", wrong_output)
-    make_bench(RowStore(path, COMMON)).run(RULE, RATES)
+    make_bench(SpeedStore(path, COMMON)).run(RULE, RATES)
     rule["other"] = Provider("other", without_prediction, anywhere, "peer")
-    make_bench(RowStore(path, COMMON, retry_errors=True)).run(RULE, RATES)
+    make_bench(SpeedStore(path, COMMON, retry_errors=True)).run(RULE, RATES)
     rows = read_rows(path)
     assert len({key_of(row) for row in rows}) == len(rows)
     assert all(row.error is None for row in rows)
@@ -239,15 +239,17 @@ def test_failed_cells_are_tried_again_on_request(rule: dict[str, Provider], tmp_
 
 def test_rows_of_other_code_are_not_continued(tmp_path: Path) -> None:
     path = tmp_path / "kernel_speed.rows.jsonl"
-    store = RowStore(path, COMMON)
-    store.add([store.make("copy_gb_per_second", 1.0, model="device", mixer="device")])
+    store = SpeedStore(path, COMMON)
+    store.put(
+        [store.make("kernel_speed", "copy_gb_per_second", 1.0, model="device", mixer="device")]
+    )
     with pytest.raises(ConfigError, match=r"code_fingerprint 'code', now 'new'.*--overwrite"):
-        RowStore(path, {**COMMON, "code_fingerprint": "new"})
-    assert not RowStore(path, {**COMMON, "code_fingerprint": "new"}, overwrite=True).rows
+        SpeedStore(path, {**COMMON, "code_fingerprint": "new"})
+    assert not SpeedStore(path, {**COMMON, "code_fingerprint": "new"}, overwrite=True).cells
 
 
 def test_every_operation_runs() -> None:
-    store = RowStore(None, COMMON)
+    store = SpeedStore(None, COMMON)
     bench = make_bench(store)
     for problem in (
         SsdProblem("B1_T20_H2_P8_S4_G1"),
@@ -257,19 +259,19 @@ def test_every_operation_runs() -> None:
         RoutingProblem("route_pack", "B2_T20_H2_D8", 0.5),
     ):
         bench.run(problem, RATES)
-    timed = {row.model for row in store.rows.values() if row.value and row.metric == "forward_ms"}
+    timed = {row.model for row in store.all_rows() if row.value and row.metric == "forward_ms"}
     assert timed == {"ssd", "routed_attention", "route_index", "route_pack"}
-    rows = [row for row in store.rows.values() if row.model == "routed_attention"]
+    rows = [row for row in store.all_rows() if row.model == "routed_attention"]
     assert all(0 < row.kv_fraction <= 1 for row in rows)
     assert {row.labels["fraction"] for row in rows} == {0.5, 1.0}
 
 
 def test_ceilings_are_measured_once(tmp_path: Path) -> None:
     path = tmp_path / "x.rows.jsonl"
-    bench = make_bench(RowStore(path, COMMON))
+    bench = make_bench(SpeedStore(path, COMMON))
     first = bench.ceilings(buffer_bytes=1 << 16, size=16)
     assert first.copy_bytes > 0 and first.matmul_flops > 0
-    again = make_bench(RowStore(path, COMMON)).ceilings(buffer_bytes=-1)
+    again = make_bench(SpeedStore(path, COMMON)).ceilings(buffer_bytes=-1)
     assert again == first
     for row in read_rows(path):
         assert row.low <= row.value <= row.high
@@ -378,11 +380,11 @@ def test_the_cell_that_loses_the_gpu_has_a_row(
     def lose(*args: Any, **kwargs: Any) -> None:
         raise GpuLostError(RuntimeError("illegal memory access"), "torch")
 
-    store = RowStore(None, COMMON)
+    store = SpeedStore(None, COMMON)
     monkeypatch.setattr(run_module, "take_turns", lose)
     with pytest.raises(DeviceError, match="illegal memory access"):
         make_bench(store).run(RULE, RATES)
-    lost = [row for row in store.rows.values() if row.error is not None]
+    lost = [row for row in store.all_rows() if row.error is not None]
     assert [(row.provider, row.metric) for row in lost] == [("torch", "forward_ms")]
 
 

@@ -34,7 +34,7 @@ from ham.measure.sweep.models import parameter_bytes, sweep_config
 from ham.measure.sweep.ops import FUSED, PLAIN, step_ops
 from ham.measure.sweep.run import Sweep
 from ham.measure.sweep.sessions import ModelSession
-from ham.measure.sweep.store import SweepStore
+from ham.measure.sweep.store import SweepStore, cell_key
 from ham.model.blocks import RotaryPositions
 from ham.model.sizing import parameter_count
 from ham.report.manifest import manifest_path, read_manifest
@@ -343,9 +343,9 @@ def test_failed_cells_are_tried_again_on_request(tmp_path: Path) -> None:
     path = tmp_path / "sweep.rows.jsonl"
     cells = choose_cells(SMOKE, FIRST)[1][:1]
     make_sweep(SweepStore(path, COMMON), free=lambda device: 0).run(cells, **CEILINGS)
-    assert SweepStore(path, COMMON).has(cells[0])
+    assert SweepStore(path, COMMON).has(cell_key(cells[0]))
     store = SweepStore(path, COMMON, retry_errors=True)
-    assert not store.has(cells[0])
+    assert not store.has(cell_key(cells[0]))
     make_sweep(store).run(cells, **CEILINGS)
     (row,) = timed(read_rows(path))
     assert row.error is None

@@ -11,7 +11,7 @@ import torch
 from ham.fingerprint import fingerprint, repository_root
 from ham.kernels.speed.record import kernel_modules, switches
 from ham.measure.sweep.grid import Scale
-from ham.report.manifest import collect_manifest, portable_command
+from ham.report.manifest import collect_manifest
 
 
 def sweep_fingerprint() -> str:
@@ -26,13 +26,11 @@ def sweep_fingerprint() -> str:
 def sweep_manifest(
     device: torch.device, dtype: torch.dtype, scale: Scale, command: Sequence[str], code: str
 ) -> dict[str, Any]:
-    """The manifest of a sweep; what it measures is added under `measured`."""
+    """The manifest of a sweep; the store adds under `measured` what it measures."""
     config = {
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "scale": dataclasses.asdict(scale),
     }
     extra = {"sources": code, "environment": switches()}
-    manifest = collect_manifest(config, command, extra=extra)
-    manifest["measured"] = {"commands": [portable_command(command)], "ceilings": {}}
-    return manifest
+    return collect_manifest(config, command, extra=extra)

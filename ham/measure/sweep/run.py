@@ -17,7 +17,8 @@ from ham.measure.sweep.budget import free_bytes, predicted_bytes, refusal
 from ham.measure.sweep.cells import CellResult, measure_cell
 from ham.measure.sweep.grid import MODEL_TRAIN, Cell, Scale
 from ham.measure.sweep.models import ModelShelf, arm_name, release
-from ham.measure.sweep.store import CEILING_EXPERIMENT, CEILING_MODEL, TIME, SweepStore
+from ham.measure.sweep.store import CEILING_EXPERIMENT, PART_TIME, TIME, SweepStore, cell_key
+from ham.report.row_store import DEVICE
 from ham.report.rows import Row
 from ham.report.statistics import Estimate
 
@@ -71,7 +72,7 @@ class Sweep:
         """
         begin = time.monotonic()
         self._ceilings(**ceiling_sizes)
-        missing = [cell for cell in cells if not self.store.has(cell)]
+        missing = [cell for cell in cells if not self.store.has(cell_key(cell))]
         for done, cell in enumerate(missing):
             elapsed = time.monotonic() - begin
             if self.budget_seconds is not None and elapsed > self.budget_seconds:
@@ -88,7 +89,7 @@ class Sweep:
         usual = CPU_CEILINGS if self.device.type == "cpu" else {}
         for name, rate in measure_ceilings(self.device, **{**usual, **sizes}).items():
             self.say(f"{name} {rate.value:.1f}")
-            fields = {"model": CEILING_MODEL, "mixer": CEILING_MODEL, **_spread(rate)}
+            fields = {"model": DEVICE, "mixer": DEVICE, **_spread(rate)}
             self.store.put([self.store.make(CEILING_EXPERIMENT, name, rate.value, **fields)])
         release()
 
@@ -150,7 +151,7 @@ class Sweep:
             rows.append(
                 self.store.make(
                     cell.experiment,
-                    "part_ms",
+                    PART_TIME,
                     part.value,
                     task=name,
                     labels=self._labels(cell),

@@ -1,0 +1,1 @@
+"""Two runs compared: what made them, then their rows (`ham diff`)."""
