@@ -178,7 +178,8 @@ def map_gradient_kernel(
         b_gain_high = tl.load(p_gain + D // 2 + o_d, mask=mask_d, other=0.0).to(tl.float32)
         b_dgain_low = tl.zeros([1, BD], tl.float32)
         b_dgain_high = tl.zeros([1, BD], tl.float32)
-    for i_step in range(STEPS):
+    steps = tl.cdiv(tl.minimum(T - i_s * STEPS * BT, STEPS * BT), BT)
+    for i_step in range(steps):
         o_t = (i_s * STEPS + i_step) * BT + tl.arange(0, BT)[:, None]
         mask = (o_t < T) & mask_d
         o_from = (i_b * T + o_t) * H * D + i_h * D + o_d

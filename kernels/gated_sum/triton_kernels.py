@@ -128,7 +128,8 @@ def backward_kernel(
     b_attention_gain = tl.load(p_attention_gain + o_v, mask=mask_v, other=0.0).to(tl.float32)
     b_drecurrent_gain = tl.zeros([1, BV], tl.float32)
     b_dattention_gain = tl.zeros([1, BV], tl.float32)
-    for i_step in range(STEPS):
+    steps = tl.cdiv(tl.minimum(rows - i_s * STEPS * BR, STEPS * BR), BR)
+    for i_step in range(steps):
         o_row = (i_s * STEPS + i_step) * BR + tl.arange(0, BR)[:, None]
         mask_row = o_row < rows
         mask = mask_row & mask_v
