@@ -71,7 +71,7 @@ class OptimiserStep:
         note: Why there is no graph although there could be one; None otherwise.
 
     Raises:
-        DeviceError: From a step, if a graph was asked for by name and cannot be had.
+        DeviceError: If a graph was asked for by name and cannot be had; at the latest from a step.
     """
 
     def __init__(self, model: DecoderLM, optimiser: torch.optim.Optimizer, settings: TrainConfig):
@@ -80,7 +80,10 @@ class OptimiserStep:
         self.settings = settings
         self.launch_mode: LaunchMode = "eager"
         self.note: str | None = None
-        self._wants_graph = settings.launch != "eager" and model.device.type == "cuda"
+        on_gpu = model.device.type == "cuda"
+        if settings.launch == "cuda_graph" and not on_gpu:
+            raise DeviceError(f"train.launch 'cuda_graph' needs a CUDA device, not {model.device}")
+        self._wants_graph = settings.launch != "eager" and on_gpu
         self._plain_steps = 0
         self._compiled = torch.compile(self._loss, dynamic=False) if settings.compile else None
         self._graph: torch.cuda.CUDAGraph | None = None
