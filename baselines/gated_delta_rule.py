@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ham.config import Positive
+from ham.kernels.convolved_heads import convolved_heads
 from ham.kernels.gated_delta_rule import gated_delta_rule_scored, gated_delta_rule_step
 from ham.measure.cost import conv_flops, delta_rule_flops, linear_flops
 from ham.model.blocks import (
     DecayAndWriteGates,
     RMSNorm,
     ShortConvolution,
-    split_heads,
-    unit_vectors,
 )
 from ham.model.knob import Knob
 from ham.model.mixer import (
@@ -145,14 +144,19 @@ class GatedDeltaRule(SequenceMixer):
 
     def _project(
         self, x_BTD: Tensor, history_BWC: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
-        width = self.shape.width
-        q_BTHK, k_BTHK, v_BTHV = (
-            split_heads(part, self.shape.heads)
-            for part in F.silu(mixed_BTC).split((width, width, self.value_width), dim=-1)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        x_BTC = self.qkv(x_BTD)
+        made = convolved_heads(
+            x_BTC,
+            self.conv.weight_WC,
+            heads=self.shape.heads,
+            key_size=self.shape.head_dim,
+            history_BWC=history_BWC,
+            provider=self.shape.kernels,
         )
-        return unit_vectors(q_BTHK), unit_vectors(k_BTHK), v_BTHV, history_BWC
+        if history_BWC is not None:
+            history_BWC = self.conv.next_history(x_BTC, history_BWC)
+        return made.recurrent_q_BTHK, made.recurrent_k_BTHK, made.v_BTHV, history_BWC
 
     def _output(self, x_BTD: Tensor, o_BTHV: Tensor) -> Tensor:
         normed_BTD = self.output_norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)

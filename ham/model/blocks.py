@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ham.kernels.convolved_heads import Rotation
+from ham.kernels.convolved_heads.arguments import EPSILON as NORM_EPSILON
+from ham.kernels.convolved_heads.reference import convolve, rotate
 from ham.model.positions import span
-
-NORM_EPSILON = 1e-6
 
 
 class RMSNorm(nn.RMSNorm):
@@ -58,29 +59,24 @@ class RotaryPositions(nn.Module):
         self.cos.copy_(angle.cos())
         self.sin.copy_(angle.sin())
 
-    def forward(self, x_BTHK: Tensor, start: int | Tensor = 0) -> Tensor:
-        """Rotate `x_BTHK`, whose first token stands at position `start`; keeps the dtype.
+    def rows(self, start: int | Tensor, length: int) -> Rotation:
+        """Tables of `length` tokens from position `start` on.
 
         `start` is one int for all sequences or an int64 tensor `[B]`.
         """
-        length = x_BTHK.shape[1]
         if isinstance(start, int):
             rows = slice(start, start + length)
         else:
             rows = span(start, length, start.device)
-        cos, sin = self.cos[rows].unsqueeze(-2), self.sin[rows].unsqueeze(-2)
-        wide = x_BTHK.to(cos.dtype) if x_BTHK.element_size() < 4 else x_BTHK
-        first, second = wide.chunk(2, dim=-1)
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return rotated.to(x_BTHK.dtype)
+        return Rotation(self.cos[rows], self.sin[rows])
+
+    def forward(self, x_BTHK: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Rotate `x_BTHK`, whose first token stands at position `start`; keeps the dtype."""
+        return rotate(x_BTHK, self.rows(start, x_BTHK.shape[1]))
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise causal convolution over time.
-
-    Written as a sum of W shifted products: on a CPU this is faster than a grouped `conv1d`, and a
-    compiler fuses it.
-    """
+    """Depthwise causal convolution over time."""
 
     def __init__(self, channels: int, size: int):
         super().__init__()
@@ -93,17 +89,19 @@ class ShortConvolution(nn.Module):
         channels = self.weight_WC.shape[1]
         return torch.zeros(batch_size, self.size - 1, channels, device=device, dtype=dtype)
 
-    def forward(self, x_BTC: Tensor, history_BWC: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve; returns `y_BTC` and the last W - 1 inputs for the next call."""
-        if history_BWC is None:
-            history_BWC = self.init_history(x_BTC.shape[0], x_BTC.device, x_BTC.dtype)
-        length = x_BTC.shape[1]
-        padded = torch.cat((history_BWC.to(x_BTC.dtype), x_BTC), dim=1)
-        weight_WC = self.weight_WC.to(x_BTC.dtype)
-        y_BTC = padded[:, :length] * weight_WC[0]
-        for shift in range(1, self.size):
-            y_BTC = y_BTC + padded[:, shift : shift + length] * weight_WC[shift]
-        return y_BTC, padded[:, length:].to(history_BWC.dtype)
+    def next_history(self, x_BTC: Tensor, history_BWC: Tensor) -> Tensor:
+        """The last W - 1 inputs once `x_BTC` has been read after `history_BWC`."""
+        if x_BTC.shape[1] >= self.size - 1:
+            # From the front, because -0 would take everything.
+            return x_BTC[:, x_BTC.shape[1] - self.size + 1 :].to(history_BWC.dtype)
+        return torch.cat((history_BWC, x_BTC.to(history_BWC.dtype)), dim=1)[:, x_BTC.shape[1] :]
+
+    def forward(
+        self, x_BTC: Tensor, history_BWC: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Convolve; returns `y_BTC` and, of a history, the one for the next call."""
+        y_BTC = convolve(x_BTC, self.weight_WC, history_BWC)
+        return y_BTC, None if history_BWC is None else self.next_history(x_BTC, history_BWC)
 
 
 class DecayAndWriteGates(nn.Module):
@@ -152,9 +150,3 @@ class SwiGLU(nn.Module):
 def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
     """`x_BTD` to `x_BTHK`."""
     return x_BTD.unflatten(-1, (heads, -1))
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """Scale the last axis to length one, computed in float32 or wider; keeps the dtype."""
-    wide = x.float() if x.element_size() < 4 else x
-    return F.normalize(wide, dim=-1, eps=NORM_EPSILON).to(x.dtype)

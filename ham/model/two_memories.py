@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ham.kernels.convolved_heads import convolved_heads
+from ham.kernels.gated_sum import gated_sum
 from ham.measure.cost import conv_flops, delta_rule_flops, linear_flops
 from ham.model.blocks import (
     DecayAndWriteGates,
     RMSNorm,
     RotaryPositions,
     ShortConvolution,
-    split_heads,
-    unit_vectors,
 )
 from ham.model.mixer import MixerShape, SequenceMixer
 
@@ -44,7 +43,7 @@ class Projected:
     v_BTHV: Tensor
     log_decay_BTH: Tensor
     beta_BTH: Tensor
-    history_BWC: Tensor
+    history_BWC: Tensor | None
 
     @property
     def recurrent(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -93,42 +92,61 @@ class TwoMemories(SequenceMixer):
     def _project(
         self, x_BTD: Tensor, history_BWC: Tensor | None = None, start: int | Tensor = 0
     ) -> Projected:
-        mixed_BTC, history_BWC = self.conv(self.qkv(x_BTD), history_BWC)
-        q_BTHK, k_BTHK, v_BTHV = (
-            split_heads(part, self.shape.heads) for part in mixed_BTC.chunk(3, dim=-1)
+        x_BTC = self.qkv(x_BTD)
+        rotary = self.rotary
+        made = convolved_heads(
+            x_BTC,
+            self.conv.weight_WC,
+            heads=self.shape.heads,
+            key_size=self.shape.head_dim,
+            q_gain_K=self.q_norm.weight,
+            k_gain_K=self.k_norm.weight,
+            rotation=None if rotary is None else rotary.rows(start, x_BTD.shape[1]),
+            history_BWC=history_BWC,
+            provider=self.shape.kernels,
         )
-        attention_q_BTHK, attention_k_BTHK = self.q_norm(q_BTHK), self.k_norm(k_BTHK)
-        if self.rotary is not None:
-            attention_q_BTHK = self.rotary(attention_q_BTHK, start)
-            attention_k_BTHK = self.rotary(attention_k_BTHK, start)
         log_decay_BTH, beta_BTH = self.gates(x_BTD)
-        v_BTHV = F.silu(v_BTHV)
         return Projected(
-            recurrent_q_BTHK=unit_vectors(F.silu(q_BTHK)),
-            recurrent_k_BTHK=unit_vectors(F.silu(k_BTHK)),
-            attention_q_BTHK=attention_q_BTHK,
-            attention_k_BTHK=attention_k_BTHK,
-            attention_v_BTHV=self._attention_values(v_BTHV),
-            v_BTHV=v_BTHV,
+            recurrent_q_BTHK=made.recurrent_q_BTHK,
+            recurrent_k_BTHK=made.recurrent_k_BTHK,
+            attention_q_BTHK=made.attention_q_BTHK,
+            attention_k_BTHK=made.attention_k_BTHK,
+            attention_v_BTHV=self._attention_values(made.v_BTHV),
+            v_BTHV=made.v_BTHV,
             log_decay_BTH=log_decay_BTH,
             beta_BTH=beta_BTH,
-            history_BWC=history_BWC,
+            history_BWC=(
+                None if history_BWC is None else self.conv.next_history(x_BTC, history_BWC)
+            ),
         )
 
     def _attention_values(self, v_BTHV: Tensor) -> Tensor:
         """What the attention branch stores of a value."""
         return v_BTHV
 
-    def _norm_attended(self, attended_BTHV: Tensor) -> Tensor:
-        return self.attention_norm(attended_BTHV)
+    @property
+    def _norms_attended(self) -> bool:
+        """Whether attention's read-out is normed before its gate."""
+        return True
 
     def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
         """Norm each branch per head, gate it from the input, add, project (HAM, Eq. 12-13)."""
-        recurrent_gate_BTH, attention_gate_BTH = self.branch_gates(x_BTD).sigmoid().chunk(2, dim=-1)
-        dtype = x_BTD.dtype
-        mixed_BTHV = recurrent_gate_BTH[..., None] * self.recurrent_norm(
-            recurrent_BTHV.to(dtype)
-        ) + attention_gate_BTH[..., None] * self._norm_attended(attended_BTHV.to(dtype))
+        gates_BTH = self.branch_gates(x_BTD)
+        if self._norms_attended:
+            mixed_BTHV = gated_sum(
+                recurrent_BTHV,
+                attended_BTHV.to(recurrent_BTHV.dtype),
+                gates_BTH,
+                self.recurrent_norm.weight,
+                self.attention_norm.weight,
+                provider=self.shape.kernels,
+            )
+        else:
+            recurrent_gate_BTH, attention_gate_BTH = gates_BTH.sigmoid().chunk(2, dim=-1)
+            mixed_BTHV = (
+                recurrent_gate_BTH[..., None] * self.recurrent_norm(recurrent_BTHV)
+                + attention_gate_BTH[..., None] * attended_BTHV
+            )
         return self.out(mixed_BTHV.flatten(-2))
 
     def _token_flops(self, tokens: int) -> float:

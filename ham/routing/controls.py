@@ -7,6 +7,8 @@ waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,12 @@ def hash_uniform(key: tuple[int, ...], *indices: Tensor) -> Tensor:
         key: Integers, e.g. (stream, seed, layer).
         indices: Int64 tensors that broadcast against each other.
     """
+    if torch.compiler.is_compiling():
+        return _opaque_hash(list(key), list(indices))
+    return _hash(key, indices)
+
+
+def _hash(key: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
     state = 0
     for part in key:
         state = _mixed((state + part * _GOLDEN) & _MASK)
@@ -33,6 +41,18 @@ def hash_uniform(key: tuple[int, ...], *indices: Tensor) -> Tensor:
     for index in indices:
         mixed = _mixed((mixed + index * _GOLDEN) & _MASK)
     return (mixed >> 8).float() * 2.0**-24
+
+
+@torch.library.custom_op("ham::hash_uniform", mutates_args=())
+def _opaque_hash(key: list[int], indices: list[Tensor]) -> Tensor:
+    """`_hash` as one operator: inductor takes indices for 32-bit numbers and fails at `_GOLDEN`."""
+    return _hash(key, indices)
+
+
+@_opaque_hash.register_fake
+def _(key, indices):
+    shape = torch.broadcast_shapes(*(index.shape for index in indices))
+    return indices[0].new_empty(shape, dtype=torch.float32)
 
 
 def periodic_mask(fraction: Tensor, position: Tensor) -> Tensor:

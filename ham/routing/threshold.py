@@ -159,10 +159,17 @@ class ThresholdController(WideBuffers):
         """Freeze the threshold where it stands."""
         self.frozen.fill_(True)
 
-    def _start(self, score: Tensor) -> None:
+    def settle(self) -> bool:
+        """Whether the threshold stands, or has yet to start at a quantile of the first scores.
+
+        Waits for the device the first time, so that `route` never has to.
+        """
         if self._started is None:
             self._started = not bool(self.threshold.isnan())
-        if not self._started:
+        return self._started
+
+    def _start(self, score: Tensor) -> None:
+        if not self.settle():
             self.threshold.copy_(_mean_over_ranks(upper_quantile(score, self.target)))
             self._started = True
 

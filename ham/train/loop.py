@@ -24,17 +24,22 @@ from torch import Tensor
 from ham.config import Config
 from ham.errors import ConfigError
 from ham.job import Job
+from ham.measure.cost import TRAINING_PASSES
+from ham.measure.device import model_flops_utilisation
 from ham.model.calibration import calibrate, realised_fractions, thresholds
 from ham.model.checkpoint import save_model
 from ham.model.decoder import DecoderLM
 from ham.model.precision import precision_context
 from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
+from ham.report.manifest import device_name
 from ham.report.rows import RowWriter
 from ham.train.batches import BatchSampler
-from ham.train.optimiser import learning_rate, make_optimiser, set_learning_rate
+from ham.train.clock import StepClock
+from ham.train.optimiser import learning_rate, make_optimiser
 from ham.train.shards import TokenShard
 from ham.train.state import load_state, random_state, restore_random_state, save_state
+from ham.train.step import OptimiserStep, StepResult
 from ham.train.tokenizer import load_tokenizer
 
 HELD_OUT_SEED = 0
@@ -63,11 +68,9 @@ class Trainer:
         described = model_config(self.config, job.arm, self.tokenizer.vocabulary_size)
         self.model = DecoderLM(described).to(job.device)
         self.optimiser = make_optimiser(self.model, self.settings)
-        self.loss_function = (
-            torch.compile(self.model.loss) if self.settings.compile else (self.model.loss)
-        )
+        self.optimiser_step = OptimiserStep(self.model, self.optimiser, self.settings)
         self.step = 0
-        self.train_seconds = 0.0
+        self.clock = StepClock()
         self.log: list[dict[str, Any]] = []
         self.calibrated: list[float] | None = None
         self._stop_signal: int | None = None
@@ -97,7 +100,7 @@ class Trainer:
                     self._stop()
         return self._finish(out_folder)
 
-    def losses(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def losses(self) -> Iterator[StepResult]:
         """Train to the end, and neither log, validate nor save anything.
 
         Yields:
@@ -127,44 +130,32 @@ class Trainer:
             seed,
         )
 
-    def _advance(self) -> tuple[Tensor, list[Tensor]]:
+    def _advance(self) -> StepResult:
         """One optimiser step, timed, after freezing the thresholds where it is time to."""
         if self.step == self.freeze_step:
             self._freeze()
         begin = time.perf_counter()
-        result = self._optimise()
-        self.train_seconds += time.perf_counter() - begin
+        batch = self.batches.batch(self.step)
+        inputs_BT, targets_BT = (torch.as_tensor(x) for x in (batch.inputs_BT, batch.targets_BT))
+        rate = learning_rate(self.step, self.settings)
+        result = self.optimiser_step(inputs_BT, targets_BT, rate)
         self.step += 1
+        if self._logs_now and self.job.device.type == "cuda":
+            # What is queued belongs into the time of the steps that queued it.
+            torch.cuda.synchronize(self.job.device)
+        self.clock.add(time.perf_counter() - begin, waited=self._logs_now)
         return result
 
-    def _optimise(self) -> tuple[Tensor, list[Tensor]]:
-        """One optimiser step; returns the mean loss and the routed fraction of each layer."""
-        batch = self.batches.batch(self.step)
-        set_learning_rate(self.optimiser, learning_rate(self.step, self.settings))
-        parts = self.settings.accumulate
-        inputs = torch.as_tensor(batch.inputs_BT).to(self.job.device).chunk(parts)
-        targets = torch.as_tensor(batch.targets_BT).to(self.job.device).chunk(parts)
-        total = torch.zeros((), device=self.job.device)
-        routed: list[list[Tensor]] = []
-        for inputs_BT, targets_BT in zip(inputs, targets, strict=True):
-            with self._autocast():
-                loss, output = self.loss_function(inputs_BT, targets_BT)
-            (loss / parts).backward()
-            total += loss.detach() / parts
-            shares = [aux.kept_share_BT() for aux in output.aux]
-            routed.append([share_BT.mean() for share_BT in shares if share_BT is not None])
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.model.end_step()
-        return total, [torch.stack(layer).mean() for layer in zip(*routed, strict=True)]
+    @property
+    def _logs_now(self) -> bool:
+        done, settings = self.step, self.settings
+        return done % settings.log_every == 0 or done == 1 or done == settings.steps
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return precision_context(self.job.device, self.settings.precision)
 
     def _record(self, loss: Tensor, fractions: list[Tensor]) -> None:
-        last = self.step == self.settings.steps
-        if self.step % self.settings.log_every == 0 or self.step == 1 or last:
+        if self._logs_now:
             value = float(loss)
             if not math.isfinite(value):
                 raise ConfigError(
@@ -180,7 +171,7 @@ class Trainer:
             ):
                 if math.isfinite(threshold):
                     self._log("threshold", threshold, layer=layer)
-        if self.step % self.settings.validation_every == 0 or last:
+        if self.step % self.settings.validation_every == 0 or self.step == self.settings.steps:
             self._log("loss_nats", self._validation_loss(), task="validation")
 
     def _log(self, metric: str, value: float, task: str | None = None, **labels: int) -> None:
@@ -266,7 +257,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         restore_random_state(state["random"])
         self.step = state["step"]
-        self.train_seconds = state["train_seconds"]
+        self.clock.seconds = state["train_seconds"]
         self.log = state["log"]
         print(f"resuming {self.job.arm.name} at step {self.step}", file=sys.stderr)
 
@@ -278,7 +269,7 @@ class Trainer:
                 "optimiser": self.optimiser.state_dict(),
                 "random": random_state(),
                 "step": self.step,
-                "train_seconds": self.train_seconds,
+                "train_seconds": self.clock.seconds,
                 "log": self.log,
             },
         )
@@ -289,8 +280,7 @@ class Trainer:
         if self.model.routes:
             facts["routing"] = self._routing_facts()
         save_model(out_folder / "checkpoint", self.model, self.data_folder, facts)
-        mode = "compiled" if self.settings.compile else "eager"
-        writer = self.job.writer(self.model, mode)
+        writer = self.job.writer(self.model, self.optimiser_step.launch_mode)
         for entry in self.log:
             writer.add(
                 "train",
@@ -301,10 +291,27 @@ class Trainer:
                 x_value=entry["step"],
                 labels=entry["labels"],
             )
-        writer.add("train", "tokens_per_second", tokens / self.train_seconds)
-        writer.add("train", "wall_seconds", self.train_seconds)
+        writer.add("train", "tokens_per_second", tokens / self.clock.seconds)
+        writer.add("train", "wall_seconds", self.clock.seconds)
+        self._add_steady_speed(writer)
         writer.add("train", "peak_memory_bytes", peak_memory_bytes(self.job.device))
         return writer
+
+    def _add_steady_speed(self, writer: RowWriter) -> None:
+        """Speed and share of the peak without what is paid once; nothing after a short run."""
+        clock = self.clock
+        if not clock.steady_steps:
+            return
+        step_seconds = clock.steady_seconds / clock.steady_steps
+        tokens = self.settings.batch_size * self.config.data.context
+        writer.add("train", "steady_tokens_per_second", tokens / step_seconds)
+        per_sequence = self.model.forward_flops(
+            self.config.data.context, self.model.target_fraction
+        )
+        flops = TRAINING_PASSES * per_sequence * self.settings.batch_size
+        share = model_flops_utilisation(flops, step_seconds, device_name(self.job.device.type))
+        if share is not None:
+            writer.add("train", "mfu_fraction", share)
 
     def discard_state(self) -> None:
         """Remove the resumable state of a run whose outputs are written."""
@@ -319,7 +326,7 @@ class Trainer:
         if self.step % self.settings.log_every and self.step != self.settings.steps:
             return self._last_note
         tokens = self.settings.batch_size * self.config.data.context * self.step
-        note = f"loss {float(loss):.3f}  {tokens / self.train_seconds:,.0f} tokens/s"
+        note = f"loss {float(loss):.3f}  {tokens / self.clock.seconds:,.0f} tokens/s"
         if fractions:
             note += f"  kv {float(torch.stack(fractions).mean()):.3f}"
         self._last_note = note

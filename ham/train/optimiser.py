@@ -42,6 +42,20 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group the same learning rate; where it is a tensor, in place."""
     for group in optimiser.param_groups:
-        group["lr"] = value
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+
+def make_capturable(optimiser: torch.optim.Optimizer) -> None:
+    """Let a CUDA graph of a step read its learning rate from the device.
+
+    Done before the first step, and again after a state was loaded.
+    """
+    for group in optimiser.param_groups:
+        group["capturable"] = True
+        device = group["params"][0].device
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)

@@ -96,7 +96,7 @@ class Problem:
             self.key_size,
             self.value_size,
             self.dtype,
-            torch.device("cpu"),
+            torch.get_default_device(),
             splits=self.tile.splits,
             per_head=self.per_head,
         )

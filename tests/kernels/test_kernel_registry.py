@@ -55,7 +55,13 @@ def run_command(*arguments: str) -> int:
 
 
 def test_every_operation_has_a_reference_a_torch_provider_and_cases() -> None:
-    assert list(operations()) == ["gated_delta_rule", "routed_attention", "ssd"]
+    assert list(operations()) == [
+        "convolved_heads",
+        "gated_delta_rule",
+        "gated_sum",
+        "routed_attention",
+        "ssd",
+    ]
     for name, operation in operations().items():
         assert {REFERENCE, "torch"} <= set(operation.providers)
         for cases in (verify.verify_cases(name), verify.speed_cases(name)):
@@ -65,7 +71,7 @@ def test_every_operation_has_a_reference_a_torch_provider_and_cases() -> None:
 
 
 def test_unknown_operation() -> None:
-    with pytest.raises(ConfigError, match=r"'conv'; known: gated_delta_rule, routed_attention"):
+    with pytest.raises(ConfigError, match=r"'conv'; known: convolved_heads, gated_delta_rule"):
         find_operation("conv")
 
 

@@ -13,16 +13,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
+from ham.kernels.sdpa import BACKENDS
 from ham.kernels.speed.clock import Clock, Task, take_turns
 
-BACKENDS = {
-    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
-    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "sdpa_math": SDPBackend.MATH,
-}
 CANDIDATES = ("sdpa_cudnn", "sdpa_flash")
 AUTOMATIC = "sdpa"
 """torch's own choice: on a CPU, and with a mask."""
@@ -86,17 +81,6 @@ def fastest_layout(
         if times:
             best[layout] = min(times.values())
     return min(best, key=lambda name: best[name]) if best else HEADS_FIRST
-
-
-def fastest_first(device: torch.device) -> contextlib.AbstractContextManager:
-    """Let torch's attention of whole sequences try cuDNN before its other kernels on a GPU.
-
-    On one H100 cuDNN takes 7.4 ms and FlashAttention, which torch prefers, 13.5 ms forward at one
-    sequence of 32,768 tokens and 16 heads of 128.
-    """
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return sdpa_kernel(list(BACKENDS.values()), set_priority=True)
 
 
 def _times(q_BHK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, clock: Clock) -> dict[str, float]:

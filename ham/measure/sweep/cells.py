@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ham.job import used_providers
-from ham.kernels.speed.checks import describe
 from ham.kernels.speed.clock import Task, capture
 from ham.measure.sweep.budget import full_cache_bytes
 from ham.measure.sweep.grid import (
@@ -187,25 +186,17 @@ def _train(cell: Cell, sweep: Sweep) -> CellResult:
     model = sweep.shelf.trained(cell.model)
     peak = _Peak(sweep.device)
     step = TrainingStep(model, cell)
-    note = None
     try:
-        step.step()
-        try:
-            step.capture()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            note = f"no CUDA graph: {describe(error)}"
-        step.replay()
+        step.prepare()
         peak_bytes = peak.read(parameter_bytes(model))
         return CellResult(
-            sweep.time(step.replay),
+            sweep.time(step.step),
             pass_provider(model),
-            step.launch_mode,
+            step.optimise.launch_mode,
             tokens=cell.batch * cell.context,
             kv_fraction=_nominal(cell),
             peak_bytes=peak_bytes,
-            note=note,
+            note=step.optimise.note,
         )
     finally:
         model.zero_grad(set_to_none=True)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ham.config import TrainConfig
-from ham.kernels.speed.clock import Task, capture
-from ham.measure.sweep.attention import fastest_first
+from ham.kernels.sdpa import fastest_first
 from ham.measure.sweep.forced import force_routing
 from ham.measure.sweep.grid import Cell
 from ham.model.decoder import DecoderLM
 from ham.model.decoder_state import DecoderState
-from ham.model.precision import precision_context
-from ham.train.optimiser import make_optimiser, set_learning_rate
-
-WARM_UP = 3
-"""Eager calls before a capture: compile, allocate, let the optimiser make its state."""
+from ham.train.optimiser import make_optimiser
+from ham.train.step import COMPILED_STEPS, OptimiserStep, StepResult
 
 
 class Prefill:
@@ -57,47 +51,25 @@ class Prefill:
 
 
 class TrainingStep:
-    """Forward, backward and AdamW on random tokens; the learning rate is 0, so weights stay.
+    """Optimiser steps of `ham train` on random tokens; the learning rate is 0, so weights stay.
 
-    Attributes:
-        launch_mode: `cuda_graph` once `capture` has succeeded.
-        loss: Of the last call; every replay writes it anew.
+    On a GPU every model is compiled and its whole step is one CUDA graph.
     """
 
     def __init__(self, model: DecoderLM, cell: Cell):
-        self.model = model
-        self.launch_mode = "eager"
         if cell.fraction is not None:
             force_routing(model, cell.fraction, cell.routing)
-        self.optimiser = make_optimiser(model, TrainConfig())
-        set_learning_rate(self.optimiser, 0.0)
-        for group in self.optimiser.param_groups:
-            group["capturable"] = model.device.type == "cuda"
+        settings = TrainConfig(compile=model.device.type == "cuda")
+        self.optimise = OptimiserStep(model, make_optimiser(model, settings), settings)
         vocabulary = model.config.vocabulary_size
-        shape = (cell.batch, cell.context + 1)
-        self.tokens_BT = torch.randint(vocabulary, shape, device=model.device)
-        self.replay: Callable[[], object] = self.step
+        shape = (2, cell.batch, cell.context)
+        self.inputs_BT, self.targets_BT = torch.randint(vocabulary, shape, device=model.device)
 
-    def step(self) -> Tensor:
-        """One optimiser step in the arithmetic of `ham train`; returns the loss."""
-        self.optimiser.zero_grad(set_to_none=True)
-        device = self.model.device
-        with fastest_first(device), precision_context(device):
-            loss, _ = self.model.loss(self.tokens_BT[:, :-1], self.tokens_BT[:, 1:])
-        loss.backward()
-        self.optimiser.step()
-        self.loss = loss.detach()
-        return self.loss
+    def step(self) -> StepResult:
+        """One step."""
+        return self.optimise(self.inputs_BT, self.targets_BT, 0.0)
 
-    def capture(self) -> None:
-        """Record the step in a CUDA graph; raises what the capture raises."""
-        if self.model.device.type != "cuda":
-            return
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.replay = capture(Task(self.step, torch.enable_grad)).replay
-        self.launch_mode = "cuda_graph"
+    def prepare(self) -> None:
+        """The steps before the launch mode is the final one."""
+        for _ in range(COMPILED_STEPS + 2):
+            self.step()
