@@ -13,7 +13,7 @@ TINY = {
     "name": "tiny",
     "seeds": [0],
     "learning_rates": [0.01],
-    "fillers": ["blank"],
+    "tasks": [{"filler": "blank"}],
     "widths": [32],
     "vocabulary_size": 64,
     "arms": [{"name": "ham-committed", "mixer": "ham", "options": {"score": "committed"}}],
