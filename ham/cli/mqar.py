@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ham.device import DEVICES
 
@@ -133,13 +133,24 @@ def report(arguments: argparse.Namespace) -> int:
     files = sorted(arguments.rows.glob("*.rows.jsonl"))
     if not files:
         raise MissingDataError(f"{arguments.rows} holds no *.rows.jsonl; run `ham mqar run` first")
-    rows = read_rows(files)
+    found = [(read_rows(path), _manifest(path)) for path in files]
     # After the rows are known to be good: matplotlib and pandas take a second to load.
     from ham.study.report import build_report
+    from ham.study.report_tables import completed
+
+    rows = [row for part, manifest in found for row in completed(part, manifest)]
 
     for path in build_report(rows, arguments.out):
         print(path)
     return 0
+
+
+def _manifest(rows: Path) -> dict[str, Any] | None:
+    """The manifest beside a file of rows, or None without one."""
+    from ham.report.manifest import manifest_path, read_manifest
+
+    path = manifest_path(rows)
+    return read_manifest(path) if path.is_file() else None
 
 
 def chosen(config: MqarConfig, arguments: argparse.Namespace) -> MqarConfig:

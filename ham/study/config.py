@@ -210,6 +210,9 @@ class MqarConfig(Strict):
                     f"task {task}: a learning rate is chosen at sizes no longer than those trained "
                     f"on; every evaluated size is longer than {self.training_context(task)}"
                 )
+            pairs = [size.pairs for size in self.sizes(task)]
+            if len(set(pairs)) != len(pairs):
+                raise ValueError(f"task {task}: evaluated sizes must differ in pairs: {pairs}")
             for size in (*self.mixture(task), *self.sizes(task)):
                 if (fault := task.fault(size)) is not None:
                     raise ValueError(fault)
