@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -188,9 +190,19 @@ _RUNNERS: list[GroupRunner] = []
 
 
 def _start_process(surroundings: Surroundings) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if surroundings.device.type == "cpu":
         torch.set_num_threads(1)
     _RUNNERS.append(GroupRunner(surroundings))
+
+
+def _end_with_parent() -> None:
+    """End this process when the command does: killed, it could not, and the GPU would stay full.
+
+    Files are written atomically, so nothing half done is left.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _run_in_process(group: Sequence[Run]) -> GroupResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,11 +20,12 @@ from ham.report.tables_base import Table
 from ham.study.report_figures import accuracy_figure, routing_figure
 from ham.study.report_tables import (
     COMPARED,
+    Setting,
     accuracy_table,
-    beyond_training,
     comparison_table,
     completed,
     families,
+    kind_words,
     mean_over_sizes,
     routing_table,
     settings_of,
@@ -68,24 +70,35 @@ def build_report(rows: Sequence[Row], out: Path) -> list[Path]:
 
 def page_tables(results: Results) -> Iterator[Table]:
     """The tables of the page: settings of the same sizes share one."""
-    longer = bool(results.find(EXPERIMENT, "accuracy", keep=beyond_training))
-    for settings in families(results):
-        yield accuracy_table(results, settings)
-        if longer and accuracy_table(results, settings, longer=True).records:
-            yield accuracy_table(results, settings, longer=True)
-        yield comparison_table(results, settings)
-        yield routing_table(results, settings, every_size=False)
+    groups = families(results)
+    for settings in groups:
+        kinds = dict.fromkeys(kind_words(setting) for setting in settings)
+        end = f": {'; '.join(kinds)}" if len(groups) > 1 else ""
+        for table in _family_tables(results, settings):
+            yield replace(table, title=table.title + end)
     versions = version_table(results, every_size=False)
     if versions.records:
         yield versions
+
+
+def _family_tables(results: Results, settings: list[Setting]) -> Iterator[Table]:
+    yield accuracy_table(results, settings)
+    longer = accuracy_table(results, settings, longer=True)
+    if longer.records:
+        yield longer
+    yield comparison_table(results, settings)
+    routing = routing_table(results, settings, every_size=False)
+    if routing.records:
+        yield routing
 
 
 def data_tables(results: Results) -> Iterator[Table]:
     """The tables for programs: every setting and size."""
     settings = settings_of(results)
     yield accuracy_table(results, settings)
-    if results.find(EXPERIMENT, "accuracy", keep=beyond_training):
-        yield accuracy_table(results, settings, longer=True)
+    longer = accuracy_table(results, settings, longer=True)
+    if longer.records:
+        yield longer
     yield comparison_table(results, settings)
     yield routing_table(results, settings, every_size=True)
     versions = version_table(results, every_size=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ham.report.aggregate import Cell, Results, difference, kv_fraction_cell, summarise_pooled
-from ham.report.formats import plain, share
+from ham.report.formats import share
 from ham.report.rows import Row
 from ham.report.tables_base import Column, Record, Table, optional
 from ham.study.runs import EXPERIMENT, TUNING
@@ -78,14 +78,24 @@ def settings_of(results: Results) -> list[Setting]:
 
 def words_for(setting: Setting) -> str:
     """A setting in a few words."""
-    place = "" if setting["layout"] == "prefix" else f", {setting['layout']} pairs"
+    kind = "" if plain(setting) else f", {kind_words(setting)}"
+    return f"{setting['filler']} filler{kind}, d {setting['width']}"
+
+
+def plain(setting: Setting) -> bool:
+    """Whether the examples are Zoology's."""
+    return setting["layout"] == "prefix" and setting["variant"] == "plain"
+
+
+def kind_words(setting: Setting) -> str:
+    """What tells the examples of a setting from those of others, filler and width aside."""
     kind, _, number = str(setting["variant"]).partition("-")
-    variant = {
-        "plain": "",
-        "repeats": f", pairs read {number} times",
-        "overwrites": f", {number} keys overwritten",
-    }[kind]
-    return f"{setting['filler']} filler{place}{variant}, d {setting['width']}"
+    words = ["scattered pairs"] if setting["layout"] == "scattered" else []
+    if kind == "repeats":
+        words.append(f"pairs read {number} times")
+    if kind == "overwrites":
+        words.append(f"{number} keys overwritten")
+    return ", ".join(words) or "pairs first"
 
 
 def beyond_training(row: Row) -> bool:
@@ -286,4 +296,4 @@ def _slots_per_pair(row: Row) -> Row:
 
 
 def _two_decimals(value: float, like: float | None = None) -> str:
-    return plain(round(value, 2))
+    return f"{value:.2f}"
