@@ -54,10 +54,11 @@ class SizeResult:
         class_tokens: Tokens of each of `CLASSES`.
         cached: Share of tokens in the KV cache of a model that does not route, by what its layers
             declare; None where that is nothing.
-        routed: For each routing layer, the routed tokens of each of `CLASSES`; where every head has
-            a cache of its own, a token counts by the share of caches that keep it.
-        held: For each routing layer, the pairs of which at least one copy was routed, counted in
-            the same way.
+        routed: For each routing layer, the tokens of each of `CLASSES` that its cache holds after
+            the text; where every head has a cache of its own, a token counts by the share of
+            caches that hold it.
+        held: For each routing layer, the pairs of which it holds at least one copy, counted in the
+            same way.
     """
 
     size: Size
@@ -132,11 +133,11 @@ def evaluate_size(model: RecallModel, examples: Examples, size: Size, batch: int
         updated_BP = updated_NP[start : start + batch]
         tallies = (right_BP & ~updated_BP, right_BP & updated_BP, stale_BP)
         _add(counts, "answers", torch.stack([x_BP.sum().double() for x_BP in tallies]))
-        for layer, aux in enumerate(reports):
-            kept_BT = aux.kept_share_BT()
-            if kept_BT is not None:
-                numbers = _count_classes(part.classes_NT, kept_BT)
-                held = _held_pairs(aux, part.places_NPC)
+        for layer, (aux, slots) in enumerate(zip(reports, model.slots, strict=True)):
+            kept_BTG = kept_at_the_end(aux, slots)
+            if kept_BTG is not None:
+                numbers = _count_classes(part.classes_NT, kept_BTG.double().mean(-1))
+                held = _held_pairs(kept_BTG, part.places_NPC)
                 _add(counts, str(layer), torch.cat([numbers, held[None]]))
     counts["updated"] = updated_NP.sum().double()[None]
     found = dict(zip(counts, _to_lists(list(counts.values())), strict=True))
@@ -161,12 +162,32 @@ def declared_kv_fraction(model: RecallModel, length: int) -> float | None:
     return held / whole if held else None
 
 
-def _held_pairs(aux: MixerAux, places_BPC: Tensor) -> Tensor:
-    """Pairs of which a copy was routed, by the share of caches that hold one; float64 scalar."""
-    routed_BTG = aux.routed_BT.unsqueeze(-1) if aux.routed_BTH is None else aux.routed_BTH
-    caches = routed_BTG.shape[-1]
+def kept_at_the_end(aux: MixerAux, slots: int | None) -> Tensor | None:
+    """Which tokens each of a layer's caches holds after the text; None if it does not route.
+
+    A cache of fixed size reports every token that got in; here those count that were not evicted:
+    the `slots` largest scores, of equal ones the older.
+
+    Returns:
+        Boolean `kept_BTG`, for G caches: 1, or one for each head.
+    """
+    routed, score = aux.routed_BTH, aux.score_BTH
+    if routed is None:
+        if aux.routed_BT is None:
+            return None
+        routed = aux.routed_BT.unsqueeze(-1)
+        score = None if aux.score_BT is None else aux.score_BT.unsqueeze(-1)
+    if slots is None:
+        return routed
+    best = score.sort(dim=1, descending=True, stable=True).indices[:, :slots]
+    return torch.zeros_like(routed).scatter(1, best, True) & routed
+
+
+def _held_pairs(kept_BTG: Tensor, places_BPC: Tensor) -> Tensor:
+    """Pairs of which a copy is kept, by the share of caches that hold one; float64 scalar."""
+    caches = kept_BTG.shape[-1]
     index_BXG = places_BPC.flatten(1).unsqueeze(-1).expand(-1, -1, caches)
-    copies_BPCG = routed_BTG.gather(1, index_BXG).unflatten(1, places_BPC.shape[1:])
+    copies_BPCG = kept_BTG.gather(1, index_BXG).unflatten(1, places_BPC.shape[1:])
     return copies_BPCG.any(dim=2).double().mean(dim=-1).sum()
 
 
@@ -183,7 +204,7 @@ def _to_lists(parts: list[Tensor]) -> list[list[float]]:
 
 def _count_classes(classes_NT: Tensor, kept_NT: Tensor | None = None) -> Tensor:
     """Tokens of each class, weighted by the share of caches that keep them; float64."""
-    weights_NT = 1 if kept_NT is None else kept_NT.double()
+    weights_NT = 1 if kept_NT is None else kept_NT
     return torch.stack(
         [((classes_NT == kind) * weights_NT).sum().double() for kind in range(len(CLASSES))]
     )

@@ -82,6 +82,11 @@ class RecallModel(nn.Module):
         mixers = [block.mixer for block in self.blocks]
         return [mixer.controller for mixer in mixers if mixer.controller is not None]
 
+    @property
+    def slots(self) -> list[int | None]:
+        """Size of each layer's cache in tokens where that is fixed (budget `bounded`)."""
+        return [getattr(block.mixer.options, "slots", None) for block in self.blocks]
+
     def count_parameters(self) -> int:
         """Parameters, the embedding once."""
         return sum(parameter.numel() for parameter in self.parameters())

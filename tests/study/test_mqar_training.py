@@ -14,7 +14,7 @@ import torch
 from ham.model.mixer import MixerAux
 from ham.study.config import MqarConfig, Size
 from ham.study.data import STALE, Examples
-from ham.study.evaluation import Tally, _held_pairs, evaluate_size, held_out
+from ham.study.evaluation import Tally, _held_pairs, evaluate_size, held_out, kept_at_the_end
 from ham.study.model import RecallModel
 from ham.study.training import Trainer, TrainingData, rate_at
 
@@ -211,6 +211,7 @@ class Parrot(torch.nn.Module):
         super().__init__()
         self.routed_BT = routed_BT
         self.blocks = []
+        self.slots = [None, None]
 
     def forward(self, examples: Examples):
         logits_BPC = torch.zeros(*examples.queries_NP.shape, 64)
@@ -250,12 +251,32 @@ def test_accuracy_and_routing_are_counted_by_hand():
 
 def test_a_cache_of_every_head_counts_by_the_share_that_holds_a_pair():
     places_BPC = torch.tensor([[[0, 2], [1, 3]]])
-    routed_BTH = torch.tensor([[[1, 0], [0, 0], [1, 1], [0, 0]]]).bool()
-    aux = MixerAux(routed_BTH=routed_BTH)
+    kept_BTG = torch.tensor([[[1, 0], [0, 0], [1, 1], [0, 0]]]).bool()
     # Pair 1 in both heads (in one of them twice), pair 2 in none.
-    assert _held_pairs(aux, places_BPC) == 1.0
-    assert _held_pairs(MixerAux(routed_BTH=routed_BTH[..., 1:]), places_BPC) == 1.0
-    assert _held_pairs(MixerAux(routed_BTH=routed_BTH[:, [0, 1, 0, 1]]), places_BPC) == 0.5
+    assert _held_pairs(kept_BTG, places_BPC) == 1.0
+    assert _held_pairs(kept_BTG[..., 1:], places_BPC) == 1.0
+    assert _held_pairs(kept_BTG[:, [0, 1, 0, 1]], places_BPC) == 0.5
+
+
+def test_a_cache_of_fixed_size_holds_what_a_decoder_holds_in_the_end(tiny_study):
+    config = tiny_study(arms=[ARMS["hola"]])
+    torch.manual_seed(0)
+    model = RecallModel(config, config.arms[0], config.tasks[0], 32).eval()
+    size = Size(length=32, pairs=4)
+    examples = held_out(config, size, config.tasks[0], CPU)
+    with torch.no_grad():
+        aux = model(examples)[1][0]
+        x_BTD = model.blocks[0].mixer_norm(model.embedding(examples.tokens_NT))
+        state = model.blocks[0].mixer.init_state(len(x_BTD), CPU, torch.float32)
+        model.blocks[0].mixer.prefill(x_BTD, state)
+    kept_BTG = kept_at_the_end(aux, model.slots[0])
+    assert torch.equal(kept_BTG.sum(1), torch.full((10, 2), 6)), "6 slots in each of 2 heads"
+    assert aux.routed_BTH.sum() > kept_BTG.sum(), "some were evicted"
+    positions = state.cache.held.position_BGS.sort(dim=-1).values.flatten()
+    expected = kept_BTG.mT.nonzero()[:, 2]
+    assert torch.equal(positions, expected)
+    assert evaluate_size(model, examples, size, 10).kv_fraction == 6 / 32
+    assert kept_at_the_end(MixerAux(), None) is None
 
 
 @pytest.mark.parametrize(
