@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ham.device import DEVICES
 
@@ -128,29 +128,15 @@ def print_plan(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     """Write the report and print where it is."""
     from ham.errors import MissingDataError
-    from ham.report.rows import read_rows
 
     files = sorted(arguments.rows.glob("*.rows.jsonl"))
     if not files:
         raise MissingDataError(f"{arguments.rows} holds no *.rows.jsonl; run `ham mqar run` first")
-    found = [(read_rows(path), _manifest(path)) for path in files]
-    # After the rows are known to be good: matplotlib and pandas take a second to load.
-    from ham.study.report import build_report
-    from ham.study.report_tables import completed
+    from ham.study.report import build_report, read_study
 
-    rows = [row for part, manifest in found for row in completed(part, manifest)]
-
-    for path in build_report(rows, arguments.out):
+    for path in build_report(read_study(files), arguments.out):
         print(path)
     return 0
-
-
-def _manifest(rows: Path) -> dict[str, Any] | None:
-    """The manifest beside a file of rows, or None without one."""
-    from ham.report.manifest import manifest_path, read_manifest
-
-    path = manifest_path(rows)
-    return read_manifest(path) if path.is_file() else None
 
 
 def chosen(config: MqarConfig, arguments: argparse.Namespace) -> MqarConfig:

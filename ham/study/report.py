@@ -13,8 +13,9 @@ from ham.errors import MissingDataError
 from ham.files import atomic_writer, write_text
 from ham.report.aggregate import Results, difference
 from ham.report.formats import cell_text, join_words, share
+from ham.report.manifest import manifest_path, read_manifest
 from ham.report.plots_base import save_png, save_svg, style_context
-from ham.report.rows import Row
+from ham.report.rows import Row, read_rows
 from ham.report.table_format import to_csv, to_markdown
 from ham.report.tables_base import Table
 from ham.study.report_figures import accuracy_figure, routing_figure
@@ -39,6 +40,20 @@ RULE = (
     "The score with the higher mean over all settings and all sizes no longer than trained is the "
     "better default if the interval of the paired difference leaves out 0."
 )
+
+
+def read_study(files: Sequence[Path]) -> list[Row]:
+    """The rows of files of the study; what old ones lack is read from the manifest beside them.
+
+    Raises:
+        CorruptFileError: If a file is damaged.
+    """
+    rows = []
+    for path in files:
+        beside = manifest_path(path)
+        manifest = read_manifest(beside) if beside.is_file() else None
+        rows += completed(read_rows(path), manifest)
+    return rows
 
 
 def build_report(rows: Sequence[Row], out: Path) -> list[Path]:
