@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
 
 from ham.cli import main
 from ham.fingerprint import repository_root
@@ -24,9 +23,9 @@ BAD = {"name": "ham-bad", "mixer": "ham", "options": {"score": "surprise"}}
 
 
 @pytest.fixture
-def config_file(tmp_path: Path) -> Path:
+def config_file(tmp_path: Path, tiny_values: dict) -> Path:
     path = tmp_path / "tiny.yaml"
-    values = {**TINY, "arms": [GOOD, BAD], "tasks": TASKS, "seeds": [0, 1]}
+    values = {**tiny_values, "arms": [GOOD, BAD], "tasks": TASKS, "seeds": [0, 1]}
     path.write_text(yaml.safe_dump(values))
     return path
 
