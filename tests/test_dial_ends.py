@@ -58,6 +58,7 @@ EVERY_SCORE = [
     "learned",
     "random",
     "periodic",
+    "prefix",
     "lexical",
     "oracle",
 ]

@@ -15,24 +15,18 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add the parsers of `ham mqar run` and `ham mqar report`."""
+    """Add the parsers of `ham mqar run`, `plan` and `report`."""
     parser = subparsers.add_parser("mqar", help="study of routing scores on associative recall")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     grid = actions.add_parser("run", help="train and evaluate a grid of small models")
-    grid.add_argument("config", type=Path, help="YAML file, e.g. workflow/config/mqar.yaml")
+    _add_choices(grid)
     grid.add_argument("--rows", type=Path, required=True, help="folder of the row files")
-    grid.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms")
-    grid.add_argument("--seeds", nargs="+", type=int, metavar="N", help="these seeds instead")
-    grid.add_argument("--filler", nargs="+", metavar="KIND", help="only blank or only random")
-    grid.add_argument("--widths", nargs="+", type=int, metavar="D", help="these widths instead")
-    grid.add_argument("--layout", choices=("prefix", "scattered"), help="where the pairs stand")
-    grid.add_argument("--steps", type=int, help="training steps instead of the configured ones")
-    grid.add_argument(
-        "--learning-rate", type=float, metavar="RATE", help="this rate for all; no tuning"
-    )
     grid.add_argument("--device", choices=DEVICES, help="instead of the configured one")
-    grid.add_argument("--eager", action="store_true", help="no CUDA graphs, for every arm alike")
-    grid.add_argument("--jobs", type=int, default=1, help="runs side by side on the device")
+    grid.add_argument(
+        "--launch", choices=("graph", "eager"), help="instead of train.launch, for every arm alike"
+    )
+    grid.add_argument("--jobs", type=int, default=1, help="runs side by side in a process")
+    grid.add_argument("--processes", type=int, default=1, help="processes on the device")
     grid.add_argument(
         "--minutes",
         type=float,
@@ -40,10 +34,32 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="start no further run after that time; the same command goes on later",
     )
     grid.set_defaults(handler=run)
+    plan = actions.add_parser("plan", help="runs and device minutes before anything runs")
+    _add_choices(plan)
+    plan.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FOLDER",
+        help="row files that say what a step takes; default: those published last",
+    )
+    plan.set_defaults(handler=print_plan)
     page = actions.add_parser("report", help="table, figure and paired comparison of the rows")
     page.add_argument("rows", type=Path, metavar="FOLDER", help="folder of the row files")
     page.add_argument("--out", type=Path, required=True, help="folder to write")
     page.set_defaults(handler=report)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """The configuration and what of it is chosen."""
+    parser.add_argument("config", type=Path, help="YAML file, e.g. workflow/config/mqar.yaml")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="only these, e.g. blank")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="these seeds instead")
+    parser.add_argument("--widths", nargs="+", type=int, metavar="D", help="these widths instead")
+    parser.add_argument("--steps", type=int, help="training steps instead of the configured ones")
+    parser.add_argument(
+        "--learning-rate", type=float, metavar="RATE", help="this rate for all; no tuning"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,8 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.locks import sole_writer
     from ham.study.config import load_mqar_config
 
-    if arguments.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, received {arguments.jobs}")
+    for name in ("jobs", "processes"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, received {getattr(arguments, name)}")
     config = chosen(load_mqar_config(arguments.config), arguments)
     with sole_writer(arguments.rows / "mqar"), gpu_lease(config.device):
         import torch
@@ -81,13 +98,13 @@ def run(arguments: argparse.Namespace) -> int:
             device_name(device.type, manifest["gpus"]),
             manifest,
             codes,
-            eager=arguments.eager,
         )
         grid = Grid(
             around,
             arguments.jobs,
             lambda line: print(line, flush=True),
             seconds=60 * arguments.minutes,
+            processes=arguments.processes,
         )
         grid.run()
     if grid.failed:
@@ -98,19 +115,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if grid.failed or grid.left else 0
 
 
+def print_plan(arguments: argparse.Namespace) -> int:
+    """Print what the grid takes."""
+    from ham.study.config import load_mqar_config
+    from ham.study.plan import format_plan, measured_cost
+
+    config = chosen(load_mqar_config(arguments.config), arguments)
+    print(format_plan(config, measured_cost(arguments.measured)))
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     """Write the report and print where it is."""
     from ham.errors import MissingDataError
-    from ham.report.rows import read_rows
 
     files = sorted(arguments.rows.glob("*.rows.jsonl"))
     if not files:
         raise MissingDataError(f"{arguments.rows} holds no *.rows.jsonl; run `ham mqar run` first")
-    rows = read_rows(files)
-    # After the rows are known to be good: matplotlib and pandas take a second to load.
-    from ham.study.report import build_report
+    from ham.study.report import build_report, read_study
 
-    for path in build_report(rows, arguments.out):
+    for path in build_report(read_study(files), arguments.out):
         print(path)
     return 0
 
@@ -119,7 +143,7 @@ def chosen(config: MqarConfig, arguments: argparse.Namespace) -> MqarConfig:
     """The configuration with what the command line chooses.
 
     Raises:
-        ConfigError: For an arm or filler that the configuration does not have, or a bad value.
+        ConfigError: For an arm or task that the configuration does not have, or a bad value.
     """
     from ham.study.config import parse_mqar_config
 
@@ -127,17 +151,21 @@ def chosen(config: MqarConfig, arguments: argparse.Namespace) -> MqarConfig:
     if arguments.arms:
         _check("arm", arguments.arms, [arm.name for arm in config.arms])
         values["arms"] = [arm for arm in values["arms"] if arm["name"] in arguments.arms]
-    if arguments.filler:
-        _check("filler", arguments.filler, config.fillers)
-        values["fillers"] = [kind for kind in config.fillers if kind in arguments.filler]
-    for key in ("seeds", "widths", "layout", "device"):
-        value = getattr(arguments, key)
+    if arguments.tasks:
+        _check("task", arguments.tasks, [str(task) for task in config.tasks])
+        values["only"] = arguments.tasks
+    for key in ("seeds", "widths", "device"):
+        value = getattr(arguments, key, None)
         if value is not None:
             values[key] = value
+    if getattr(arguments, "launch", None) is not None:
+        values["train"]["launch"] = arguments.launch
     if arguments.learning_rate is not None:
         values["learning_rates"] = [arguments.learning_rate]
     if arguments.steps is not None:
         values["train"]["steps"] = arguments.steps
+        tuning = config.train.tuning_steps
+        values["train"]["tuning_steps"] = tuning and min(tuning, arguments.steps)
     return parse_mqar_config(values, source="the configuration with the command line's choices")
 
 

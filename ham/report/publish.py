@@ -177,8 +177,9 @@ def _build_sweep(files: list[Path], target: Path) -> Path:
 def _build_study(files: list[Path], target: Path) -> Path:
     # The study trains models, so importing it loads torch.
     from ham.study.report import build_report as build_study_report
+    from ham.study.report import read_study
 
-    return build_study_report(read_rows(files), target)[0]
+    return build_study_report(read_study(files), target)[0]
 
 
 def _manifests(files: list[Path]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ RoutingScore = Literal[
     "random",
     "periodic",
     "recency",
+    "prefix",
     "lexical",
     "oracle",
 ]

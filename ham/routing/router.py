@@ -196,6 +196,8 @@ class Router(nn.Module):
             return chosen_BT.float().expand(shape)
         if name == "recency":
             return position_BT.float().expand(shape)
+        if name == "prefix":
+            return -position_BT.float().expand(shape)
         if self.surprise is not None:
             surprise_BT = self.surprise(self._hints(hints).tokens_BT)
             return surprise_BT + TIE_SCALE * self._tie(position_BT)

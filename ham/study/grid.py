@@ -1,44 +1,33 @@
-"""The grid of the study: choosing learning rates, running models side by side, writing their rows.
+"""The grid of the study: choosing learning rates, then every reported seed, in groups of runs.
 
 A run's rows stand in a file of its own with a manifest beside it; a run whose file is complete,
-from the same configuration and code, is not run again. A run that fails is a file of error rows,
-and the others go on.
-
-On a GPU `jobs` runs share it in one process: each has a stream of its own and only queues its
-graphs there, so that the small kernels of one run fill the gaps of another.
+from the same configuration and code, is not run again. `ham.study.groups` says what a group is;
+with several processes each works on a group of its own, so that one sets up and captures graphs
+while another keeps the GPU busy.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 
-from ham.config import ArmConfig
 from ham.errors import HamError
-from ham.job import used_providers
-from ham.model.precision import precision_context
-from ham.report.manifest import manifest_path, write_manifest
-from ham.report.rows import Row, RowWriter
+from ham.report.rows import Row
 from ham.report.statistics import mean
-from ham.study.config import Filler
-from ham.study.data import Examples, generator
-from ham.study.evaluation import SizeResult, evaluate_size, held_out
-from ham.study.model import RecallModel
-from ham.study.runs import (
-    LAST_STEPS,
-    Run,
-    Surroundings,
-    add_failure,
-    add_result,
-    add_training,
-)
-from ham.study.training import Trainer, TrainingData
+from ham.study.config import MqarConfig
+from ham.study.groups import GroupResult, GroupRunner
+from ham.study.runs import Run, Surroundings
+
+Submit = Callable[[Sequence[Run]], Future[GroupResult]]
 
 
 class Grid:
@@ -46,9 +35,10 @@ class Grid:
 
     Args:
         surroundings: Configuration, folder, device.
-        jobs: Runs side by side.
+        jobs: Runs side by side in a process.
         report: Called with one line about each finished run.
         seconds: After them no further runs are started.
+        processes: Processes that work on groups at the same time.
 
     Attributes:
         failed: Runs that gave error rows.
@@ -61,186 +51,159 @@ class Grid:
         jobs: int,
         report: Callable[[str], None],
         seconds: float = math.inf,
+        processes: int = 1,
     ):
         self.surroundings, self.jobs, self.report = surroundings, jobs, report
+        self.processes = processes
         self.failed = self.left = 0
         self._deadline = time.perf_counter() + seconds
-        self._data: dict[tuple[Filler, int], TrainingData] = {}
-        self._held_out: dict[tuple[str, str, str], Examples] = {}
 
     def run(self) -> None:
-        """Choose learning rates where there is a choice, then run every reported seed."""
-        config = self.surroundings.config
-        cells = [
-            (arm, filler, width)
-            for filler in config.fillers
-            for width in config.widths
-            for arm in config.arms
-        ]
-        rates = self._choose_rates(cells)
-        if self.left:
-            return
-        self._run_all(
-            [
-                Run(arm, filler, config.layout, width, seed, rates[arm.name, filler, width])
-                for seed in config.seeds
-                for filler in config.fillers
-                for width in config.widths
-                for arm in config.arms
-            ]
-        )
+        """Choose learning rates where there is a choice, then run every reported seed.
 
-    def _choose_rates(
-        self, cells: Sequence[tuple[ArmConfig, Filler, int]]
-    ) -> dict[tuple[str, str, int], float]:
-        """The learning rate of each arm, filler and width with the best accuracy in tuning."""
+        Raises:
+            HamError: If a process of the grid died; what it had finished is kept.
+        """
         config = self.surroundings.config
-        if len(config.learning_rates) == 1:
-            return {(arm.name, f, width): config.learning_rates[0] for arm, f, width in cells}
-        runs = [
-            Run(arm, filler, config.layout, width, config.tuning_seed, rate, tuning=True)
-            for arm, filler, width in cells
-            for rate in config.learning_rates
-        ]
-        best: dict[tuple[str, str, int], tuple[float, float]] = {}
-        for run, rows in zip(runs, self._run_all(runs), strict=True):
-            values = [r.value for r in rows if r.metric == "accuracy" and r.value is not None]
-            score = mean(values) if values else -1.0
-            key = (run.arm.name, run.filler, run.width)
-            best[key] = max(best.get(key, (-2.0, 0.0)), (score, run.learning_rate))
-        return {key: rate for key, (_, rate) in best.items()}
+        with self._workers() as submit:
+            tuned = self._run_all(tuning_runs(config), submit)
+            if not self.left:
+                self._run_all(reported_runs(config, chosen_rates(config, tuned)), submit)
 
-    def _run_all(self, runs: Sequence[Run]) -> list[list[Row]]:
-        """Rows of every run in order; unfinished ones are run, `jobs` at a time."""
-        done = {run.name: self.surroundings.finished(run) for run in runs}
-        waiting = [run for run in runs if done[run.name] is None]
+    def _run_all(self, runs: Sequence[Run], submit: Submit) -> list[tuple[Run, list[Row]]]:
+        """Rows of every run; unfinished ones are run, `jobs` at a time in each process."""
+        done: dict[str, list[Row]] = {}
+        waiting: list[Run] = []
         for run in runs:
-            if done[run.name] is not None:
-                self.report(f"{run.name}: finished earlier")
-        for start in range(0, len(waiting), self.jobs):
-            if time.perf_counter() >= self._deadline:
-                self.left += len(waiting) - start
-                break
-            group = waiting[start : start + self.jobs]
-            for run, rows in zip(group, self._run_group(group), strict=True):
+            rows = self.surroundings.finished(run)
+            if rows is None:
+                waiting.append(run)
+            else:
                 done[run.name] = rows
-        return [done[run.name] or [] for run in runs]
+                self.report(f"{run.name}: finished earlier")
+        groups = [waiting[i : i + self.jobs] for i in range(0, len(waiting), self.jobs)]
+        for group, result in self._in_turn(groups, submit):
+            for run, rows in zip(group, result.rows, strict=True):
+                done[run.name] = rows
+        return [(run, done.get(run.name, [])) for run in runs]
 
-    def _run_group(self, group: Sequence[Run]) -> list[list[Row]]:
-        """Train runs side by side, then evaluate one after another."""
-        begin = time.perf_counter()
-        trainers = [_attempt(lambda run=run: self._trainer(run)) for run in group]
-        ready = time.perf_counter()
-        for _ in range(self.surroundings.config.train.steps):
-            for index, trainer in enumerate(trainers):
-                if isinstance(trainer, Trainer):
-                    failure = _attempt(trainer.advance)
-                    trainers[index] = trainer if failure is None else failure
-        losses = [
-            _attempt(trainer.losses) if isinstance(trainer, Trainer) else trainer
-            for trainer in trainers
-        ]
-        trained = time.perf_counter()
-        step_ms = 1e3 * (trained - ready) / self.surroundings.config.train.steps / len(group)
-        made = [
-            self._finish(run, trainer, loss, step_ms, len(group))
-            for run, trainer, loss in zip(group, trainers, losses, strict=True)
-        ]
-        self.report(
-            f"{len(group)} side by side: set up {ready - begin:.1f} s, trained "
-            f"{trained - ready:.1f} s ({step_ms:.2f} ms a step and run), evaluated "
-            f"{time.perf_counter() - trained:.1f} s"
-        )
-        return made
+    def _in_turn(
+        self, groups: list[list[Run]], submit: Submit
+    ) -> Iterator[tuple[list[Run], GroupResult]]:
+        """Results as they come; no group is started after the deadline."""
+        running: dict[Future[GroupResult], list[Run]] = {}
+        queue = list(groups)
+        while queue or running:
+            while queue and len(running) < self.processes:
+                if time.perf_counter() >= self._deadline:
+                    self.left += sum(len(group) for group in queue)
+                    queue = []
+                    break
+                group = queue.pop(0)
+                running[submit(group)] = group
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                group = running.pop(future)
+                result = future.result()
+                self.failed += result.failed
+                for line in result.lines:
+                    self.report(line)
+                yield group, result
 
-    def _trainer(self, run: Run) -> Trainer:
-        config, device = self.surroundings.config, self.surroundings.device
-        key = (run.filler, run.seed)
-        if key not in self._data:
-            # Arms of one seed are neighbours; batches of earlier seeds are not needed again.
-            while len(self._data) > 1:
-                self._data.pop(next(iter(self._data)))
-            self._data[key] = TrainingData(config, run.filler, run.seed, device)
-        torch.manual_seed(generator(torch.device("cpu"), "weights", run.seed).initial_seed())
-        model = RecallModel(config, run.seeded_arm, run.width).to(device)
-        graphs = not self.surroundings.eager
-        trainer = Trainer(model, self._data[key], config.train, run.learning_rate, graphs)
-        trainer.start()
-        return trainer
-
-    def _finish(
-        self,
-        run: Run,
-        trainer: Trainer | _Failure,
-        losses: list[float] | _Failure,
-        step_ms: float,
-        together: int,
-    ) -> list[Row]:
-        """Evaluate, write the rows and their manifest."""
-        config = self.surroundings.config
-        writer = self._writer(run, trainer.model if isinstance(trainer, Trainer) else None)
-        results: Any = losses
-        if isinstance(losses, list):
-            results = _attempt(lambda: self._evaluate(run, trainer.model))
-        if isinstance(results, _Failure):
-            self.failed += 1
-            add_failure(writer, run, config.evaluate.sizes, results.message)
-            self.report(f"{run.name}: failed: {results.message}")
-        else:
-            for result in results:
-                add_result(writer, run, result)
-            add_training(writer, run, losses, step_ms, together)
-            words = ", ".join(f"{result.size} {result.accuracy:.3f}" for result in results)
-            self.report(f"{run.name}: loss {mean(losses[-LAST_STEPS:]):.3f}; {words}")
-        path = self.surroundings.rows_path(run)
-        write_manifest(manifest_path(path), self.surroundings.manifest)
-        writer.write(path)
-        return writer.rows
-
-    def _evaluate(self, run: Run, model: RecallModel) -> list[SizeResult]:
-        config = self.surroundings.config
-        purpose = "tuning" if run.tuning else "test"
-        results = []
-        for size in config.evaluate.sizes:
-            key = (run.filler, purpose, str(size))
-            if key not in self._held_out:
-                self._held_out[key] = held_out(
-                    config, size, run.filler, self.surroundings.device, purpose
-                )
-            examples = self._held_out[key]
-            with precision_context(self.surroundings.device, config.train.precision):
-                results.append(evaluate_size(model, examples, size, config.evaluate.batch_size))
-        return results
-
-    def _writer(self, run: Run, model: RecallModel | None) -> RowWriter:
-        around = self.surroundings
-        return RowWriter(
-            model=run.arm.name,
-            mixer=run.arm.mixer,
-            parameters=None if model is None else model.count_parameters(),
-            seed=run.seed,
-            provider="torch" if model is None else used_providers(model),
-            launch_mode=around.launch_mode,
-            device=around.device_name,
-            config_hash=around.config_hash(run),
-            code_fingerprint=around.codes[run.arm.mixer],
-            manifest_id=around.manifest["manifest_id"],
-        )
+    @contextmanager
+    def _workers(self) -> Iterator[Submit]:
+        """A way to have a group run: here, or in processes of their own."""
+        if self.processes == 1:
+            runner = GroupRunner(self.surroundings)
+            yield lambda group: _finished_future(runner.run(group))
+            return
+        with ProcessPoolExecutor(
+            self.processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_process,
+            initargs=(self.surroundings,),
+        ) as pool:
+            try:
+                yield lambda group: pool.submit(_run_in_process, group)
+            except BrokenProcessPool as error:
+                raise HamError(
+                    "a process of the grid ended before its runs did (memory?); finished runs are "
+                    "kept and the same command goes on with the others"
+                ) from error
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """Why a run gave nothing."""
+def tuning_runs(config: MqarConfig) -> list[Run]:
+    """The runs that choose learning rates; none where there is no choice."""
+    if len(config.learning_rates) == 1:
+        return []
+    return [
+        Run(arm, task, width, config.tuning_seed, rate, tuning=True)
+        for task in config.tuned_tasks
+        for width in config.widths
+        for arm in config.arms
+        for rate in config.learning_rates
+    ]
 
-    message: str
+
+def chosen_rates(
+    config: MqarConfig, tuned: Sequence[tuple[Run, list[Row]]]
+) -> dict[tuple[str, str, int], float]:
+    """The learning rate of each arm, task and width with the best mean accuracy in tuning.
+
+    The larger rate of equally good ones; a run that failed counts as worse than any other.
+    """
+    best: dict[tuple[str, str, int], tuple[float, float]] = {}
+    for run, rows in tuned:
+        values = [row.value for row in rows if row.metric == "accuracy" and row.value is not None]
+        score = mean(values) if values else -1.0
+        key = (run.arm.name, str(run.task), run.width)
+        best[key] = max(best.get(key, (-2.0, 0.0)), (score, run.learning_rate))
+    only = config.learning_rates[0]
+    return {
+        (arm.name, str(task), width): best[arm.name, task.rates_from or str(task), width][1]
+        if best
+        else only
+        for task in config.reported_tasks
+        for width in config.widths
+        for arm in config.arms
+    }
 
 
-def _attempt(work: Callable[[], Any]) -> Any:
-    """The result of `work`, or a `_Failure` with what it raised; a defect is printed too."""
-    try:
-        return work()
-    except Exception as error:
-        if not isinstance(error, HamError | ArithmeticError):
-            traceback.print_exc()
-        words = " ".join(str(error).split())
-        return _Failure(f"{type(error).__name__}: {words}"[:300])
+def reported_runs(config: MqarConfig, rates: dict[tuple[str, str, int], float]) -> list[Run]:
+    """Every reported run; seeds are the slowest axis, so that what exists early has all arms."""
+    return [
+        Run(arm, task, width, seed, rates[arm.name, str(task), width])
+        for seed in config.seeds
+        for task in config.reported_tasks
+        for width in config.widths
+        for arm in config.arms
+    ]
+
+
+def _finished_future(result: GroupResult) -> Future[GroupResult]:
+    future: Future[GroupResult] = Future()
+    future.set_result(result)
+    return future
+
+
+# The runner of a process, so that examples and compiled kernels outlive a group.
+_RUNNERS: list[GroupRunner] = []
+
+
+def _start_process(surroundings: Surroundings) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if surroundings.device.type == "cpu":
+        torch.set_num_threads(1)
+    _RUNNERS.append(GroupRunner(surroundings))
+
+
+def _end_with_parent() -> None:
+    """End this process when the command does: killed, it could not, and the GPU would stay full.
+
+    Files are written atomically, so nothing half done is left.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _run_in_process(group: Sequence[Run]) -> GroupResult:
+    return _RUNNERS[0].run(group)

@@ -16,7 +16,7 @@ from ham.model.blocks import RMSNorm
 from ham.model.mixer import MixerAux, MixerShape, RoutingHints, SequenceMixer
 from ham.model.registry import mixer_class, parse_options
 from ham.routing import ThresholdController, follow
-from ham.study.config import MqarConfig
+from ham.study.config import MqarConfig, Task
 from ham.study.data import Examples
 
 EMBEDDING_STD = 0.02
@@ -44,9 +44,11 @@ class RecallModel(nn.Module):
     the thresholds.
     """
 
-    def __init__(self, config: MqarConfig, arm: ArmConfig, width: int, kernels: str = "auto"):
+    def __init__(
+        self, config: MqarConfig, arm: ArmConfig, task: Task, width: int, kernels: str = "auto"
+    ):
         super().__init__()
-        options = parse_options(arm.mixer, arm.options, config.training_context)
+        options = parse_options(arm.mixer, arm.options, config.training_context(task))
         self.embedding = nn.Embedding(config.vocabulary_size, width)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.blocks = nn.ModuleList(
@@ -58,7 +60,7 @@ class RecallModel(nn.Module):
                         heads=config.heads,
                         layer=layer,
                         layers=config.layers,
-                        max_positions=config.longest,
+                        max_positions=config.longest(task),
                         kernels=kernels,
                         vocabulary_size=config.vocabulary_size,
                     ),
@@ -79,6 +81,11 @@ class RecallModel(nn.Module):
         """The thresholds of the layers that route, from the bottom up."""
         mixers = [block.mixer for block in self.blocks]
         return [mixer.controller for mixer in mixers if mixer.controller is not None]
+
+    @property
+    def slots(self) -> list[int | None]:
+        """Size of each layer's cache in tokens where that is fixed (budget `bounded`)."""
+        return [getattr(block.mixer.options, "slots", None) for block in self.blocks]
 
     def count_parameters(self) -> int:
         """Parameters, the embedding once."""

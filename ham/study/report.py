@@ -1,180 +1,152 @@
-"""What the study found: table, figure and paired comparison from its rows."""
+"""What the study found: tables, figures and paired comparison from its rows."""
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from matplotlib.ticker import FuncFormatter
+from matplotlib.figure import Figure
 
 from ham.errors import MissingDataError
 from ham.files import atomic_writer, write_text
-from ham.report.aggregate import Cell, Results, difference, kv_fraction_cell, summarise_pooled
+from ham.report.aggregate import Results, difference
 from ham.report.formats import cell_text, join_words, share
-from ham.report.plots_axes import log_x_ticks
-from ham.report.plots_base import (
-    Look,
-    draw_points,
-    failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
-    mark_failures,
-    new_figure,
-    save_png,
-    save_svg,
-    style_context,
-)
-from ham.report.rows import Row
+from ham.report.manifest import manifest_path, read_manifest
+from ham.report.plots_base import save_png, save_svg, style_context
+from ham.report.rows import Row, read_rows
 from ham.report.table_format import to_csv, to_markdown
-from ham.report.tables_base import Column, Record, Table, optional
+from ham.report.tables_base import Table
+from ham.study.report_figures import accuracy_figure, routing_figure
+from ham.study.report_tables import (
+    COMPARED,
+    Setting,
+    accuracy_table,
+    comparison_table,
+    completed,
+    families,
+    kind_words,
+    mean_over_sizes,
+    routing_table,
+    settings_of,
+    signed_share,
+    version_table,
+    words_for,
+)
 from ham.study.runs import EXPERIMENT, TUNING
 
-# Decided before the runs: each score against the others, and all against random routing.
-COMPARED = ("ham-committed", "ham-cosine", "ham-l2", "ham-post-update", "ham-learned", "ham-random")
-SETTING = ("filler", "layout", "width")
-NOTE = (
-    "Accuracy: share of queried keys whose value is the first choice over the whole vocabulary, at "
-    "tokens/pairs. KV fraction: realised share of tokens in the cache at the largest size, mean "
-    "over layers. Pairs kept: share of value positions routed there, per layer. Thresholds are "
-    "frozen; learning rates were chosen on a seed that is not shown, where there was a choice."
-)
 RULE = (
-    "The score with the higher mean over both fillers and all sizes is the better default if the "
-    "interval of the paired difference leaves out 0."
+    "The score with the higher mean over all settings and all sizes no longer than trained is the "
+    "better default if the interval of the paired difference leaves out 0."
 )
+
+
+def read_study(files: Sequence[Path]) -> list[Row]:
+    """The rows of files of the study; what old ones lack is read from the manifest beside them.
+
+    Raises:
+        CorruptFileError: If a file is damaged.
+    """
+    rows = []
+    for path in files:
+        beside = manifest_path(path)
+        manifest = read_manifest(beside) if beside.is_file() else None
+        rows += completed(read_rows(path), manifest)
+    return rows
 
 
 def build_report(rows: Sequence[Row], out: Path) -> list[Path]:
-    """Write `mqar.md`, two CSV files and the figure; returns their paths.
+    """Write `mqar.md`, a CSV file of every table, and the figures; returns their paths.
 
     Raises:
         MissingDataError: If there is no row of the study.
     """
+    rows = completed(rows, None)
     results = Results([row for row in rows if row.experiment == EXPERIMENT])
     if not results.rows:
         raise MissingDataError(f"no rows of experiment {EXPERIMENT!r} among {len(rows)} rows")
-    accuracy, paired = accuracy_table(results), comparison_table(results)
-    texts = [to_markdown(accuracy, smoke=False), to_markdown(paired, smoke=False)]
+    texts = ["# Multi-query associative recall\n"]
+    texts += [to_markdown(table, smoke=False) for table in page_tables(results)]
     texts.append("\n".join([*verdicts(results), "", *chosen_rates(rows)]))
-    write_text(out / "mqar.md", "\n".join(texts) + "\n")
-    write_text(out / "mqar.csv", to_csv(accuracy))
-    write_text(out / "mqar-paired.csv", to_csv(paired))
+    paths = [out / "mqar.md"]
+    write_text(paths[0], "\n".join(texts).replace("\n# ", "\n## ") + "\n")
+    for table in data_tables(results):
+        paths.append(out / f"{table.name.replace('_', '-')}.csv")
+        write_text(paths[-1], to_csv(table))
     with style_context():
-        figure = recall_figure(results)
-        with atomic_writer(out / "mqar.png", "wb") as handle:
-            handle.write(save_png(figure))
-        write_text(out / "mqar.svg", save_svg(figure))
-    names = ("mqar.md", "mqar.csv", "mqar-paired.csv", "mqar.png", "mqar.svg")
-    return [out / name for name in names]
+        for name, figure in figures(results):
+            paths += [out / f"{name}.png", out / f"{name}.svg"]
+            with atomic_writer(paths[-2], "wb") as handle:
+                handle.write(save_png(figure))
+            write_text(paths[-1], save_svg(figure))
+    return paths
 
 
-def settings_of(results: Results) -> list[dict[str, str | int]]:
-    """Every filler, layout and width that occur together."""
-    found = {
-        tuple((name, row.labels[name]) for name in SETTING)
-        for row in results.find(EXPERIMENT, "accuracy")
-    }
-    return [dict(setting) for setting in sorted(found)]
+def page_tables(results: Results) -> Iterator[Table]:
+    """The tables of the page: settings of the same sizes share one."""
+    groups = families(results)
+    for settings in groups:
+        kinds = dict.fromkeys(kind_words(setting) for setting in settings)
+        end = f": {'; '.join(kinds)}" if len(groups) > 1 else ""
+        for table in _family_tables(results, settings):
+            yield replace(table, title=table.title + end)
+    versions = version_table(results, every_size=False)
+    if versions.records:
+        yield versions
 
 
-def words_for(setting: dict[str, str | int]) -> str:
-    """A setting in a few words."""
-    place = "" if setting["layout"] == "prefix" else f", {setting['layout']} pairs"
-    return f"{setting['filler']} filler{place}, d {setting['width']}"
+def _family_tables(results: Results, settings: list[Setting]) -> Iterator[Table]:
+    yield accuracy_table(results, settings)
+    longer = accuracy_table(results, settings, longer=True)
+    if longer.records:
+        yield longer
+    yield comparison_table(results, settings)
+    routing = routing_table(results, settings, every_size=False)
+    if routing.records:
+        yield routing
 
 
-def sizes_of(results: Results) -> list[str]:
-    """Every size as `length/pairs`, small first."""
-    return sorted(
-        results.tasks(EXPERIMENT, "accuracy"), key=lambda task: [int(p) for p in task.split("/")]
-    )
+def data_tables(results: Results) -> Iterator[Table]:
+    """The tables for programs: every setting and size."""
+    settings = settings_of(results)
+    yield accuracy_table(results, settings)
+    longer = accuracy_table(results, settings, longer=True)
+    if longer.records:
+        yield longer
+    yield comparison_table(results, settings)
+    yield routing_table(results, settings, every_size=True)
+    versions = version_table(results, every_size=True)
+    if versions.records:
+        yield versions
 
 
-def accuracy_table(results: Results) -> Table:
-    """One record for each setting and arm."""
-    sizes = sizes_of(results)
-    layers = results.label_values(EXPERIMENT, "pairs_kept_fraction", "layer")
-    columns = [Column("setting", "setting"), Column("model", "model")]
-    columns += [Column(f"accuracy_{size}", size, share) for size in sizes]
-    columns.append(Column("kv_fraction", "KV fraction", share))
-    columns += [
-        Column(f"pairs_kept_{layer}", f"pairs kept, layer {layer + 1}", share) for layer in layers
-    ]
-    records = []
-    for setting in settings_of(results):
-        for model in results.models:
-            where = {"model": model, **setting}
-            if not results.find(EXPERIMENT, "accuracy", **where):
-                continue
-            record: Record = {"setting": words_for(setting), "model": model}
-            for size in sizes:
-                record[f"accuracy_{size}"] = results.cell(
-                    EXPERIMENT, "accuracy", task=size, **where
-                )
-            where["task"] = sizes[-1]
-            record["kv_fraction"] = kv_fraction_cell(results.find(EXPERIMENT, "accuracy", **where))
-            for layer in layers:
-                kept = results.cell(EXPERIMENT, "pairs_kept_fraction", layer=layer, **where)
-                record[f"pairs_kept_{layer}"] = optional(kept)
-            records.append(record)
-    return Table("mqar", "Multi-query associative recall", NOTE, columns, records)
-
-
-def comparison_table(results: Results) -> Table:
-    """Differences of accuracy between scores at the same seeds, in each setting and size."""
-    sizes = sizes_of(results)
-    columns = [Column("setting", "setting"), Column("pair", "difference")]
-    columns += [Column(f"difference_{size}", size, _signed_share) for size in sizes]
-    columns.append(Column("difference_mean", "mean of sizes", _signed_share))
-    present = [model for model in COMPARED if model in results.models]
-    records = []
-    for setting in settings_of(results):
-        for ours, theirs in itertools.combinations(present, 2):
-            record: Record = {"setting": words_for(setting), "pair": f"{ours} − {theirs}"}
-            for size in sizes:
-                cells = (
-                    results.cell(EXPERIMENT, "accuracy", model=model, task=size, **setting)
-                    for model in (ours, theirs)
-                )
-                record[f"difference_{size}"] = difference(*cells)
-            means = (mean_over_sizes(results, model, **setting) for model in (ours, theirs))
-            record["difference_mean"] = difference(*means)
-            records.append(record)
-    return Table(
-        "mqar_paired",
-        "Routing scores compared at the same seeds",
-        "Difference of accuracy, paired by seed (same weights at the start, same batches).",
-        columns,
-        records,
-    )
-
-
-def mean_over_sizes(results: Results, model: str, **where: object) -> Cell:
-    """Per seed the mean accuracy over all sizes (and settings that `where` leaves open).
-
-    Seeds that lack one of the measurements that other models have are left out: a mean over fewer
-    sizes or settings is another quantity.
-    """
-    every = results.find(EXPERIMENT, "accuracy", **where)
-    wanted = {_measurement(row) for row in every if row.value is not None}
-    rows = [row for row in every if row.model == model]
-    have: dict[int | None, set] = defaultdict(set)
-    for row in rows:
-        if row.value is not None:
-            have[row.seed].add(_measurement(row))
-    kept = [row for row in rows if row.value is None or have[row.seed] == wanted]
-    return summarise_pooled([row.model_copy(update={"n": 1}) for row in kept])
-
-
-def _measurement(row: Row) -> tuple:
-    return (row.task, *(row.labels[name] for name in SETTING))
+def figures(results: Results) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of each; those of routing only where something routed."""
+    yield "mqar", accuracy_figure(results)
+    if results.find(EXPERIMENT, "pairs_kept_fraction"):
+        yield (
+            "mqar-recall",
+            routing_figure(
+                results,
+                "pairs_kept_fraction",
+                "Routing recall",
+                "share of pairs kept, in any copy; thresholds frozen",
+            ),
+        )
+        yield (
+            "mqar-precision",
+            routing_figure(
+                results,
+                "routed_precision",
+                "Routing precision",
+                "pairs held per token kept; thresholds frozen",
+            ),
+        )
 
 
 def verdicts(results: Results) -> list[str]:
-    """Sentences on the mean over fillers and sizes of every two scores."""
+    """Sentences on the mean over settings and trained sizes of every two scores."""
     present = [model for model in COMPARED if model in results.models]
     lines = ["# Which score?", "", RULE, ""]
     means = {model: mean_over_sizes(results, model) for model in present}
@@ -191,13 +163,13 @@ def verdicts(results: Results) -> list[str]:
             verdict = f"{theirs} is better"
         else:
             verdict = "not decided: the interval holds 0"
-        lines.append(f"- {ours} − {theirs}: {cell_text(cell, _signed_share)}; {verdict}")
+        lines.append(f"- {ours} − {theirs}: {cell_text(cell, signed_share)}; {verdict}")
     return lines
 
 
 def chosen_rates(rows: Sequence[Row]) -> list[str]:
     """Which learning rate each arm used in each setting, and among how many."""
-    tried = {row.labels["learning_rate"] for row in rows if row.experiment == TUNING}
+    tried = sorted({row.labels["learning_rate"] for row in rows if row.experiment == TUNING})
     used = {
         (row.model, words_for(row.labels)): row.labels["learning_rate"]
         for row in rows
@@ -206,57 +178,14 @@ def chosen_rates(rows: Sequence[Row]) -> list[str]:
     lines = [
         "# Learning rates",
         "",
-        f"Chosen among {join_words([f'{rate:g}' for rate in sorted(tried)])}."
+        f"Chosen among {join_words([f'{rate:g}' for rate in tried])}, the same for every arm."
         if tried
         else "One rate for all; it was not tuned.",
         "",
     ]
+    edges = tried[:1] + tried[-1:] if len(tried) > 1 else []
     return lines + [
-        f"- {model}, {setting}: {rate:g}" for (model, setting), rate in sorted(used.items())
+        f"- {model}, {setting}: {rate:g}"
+        + (" (at the edge of the range: a better one may lie outside)" if rate in edges else "")
+        for (model, setting), rate in sorted(used.items())
     ]
-
-
-def recall_figure(results: Results):
-    """Accuracy against pairs, one panel for each filler, layout and width."""
-    settings = settings_of(results)
-    columns = min(2, len(settings))
-    look = Look.of(results)
-    lines = [
-        {
-            model: results.series(EXPERIMENT, "accuracy", model=model, **setting)
-            for model in results.models
-        }
-        for setting in settings
-    ]
-    failed = dict(pair for panel in lines for pair in panel.items() if failed_words(dict([pair])))
-    figure, panels = new_figure(
-        "Associative recall by routing score",
-        "share of queried keys whose value is right; thresholds frozen",
-        columns=columns,
-        rows=-(-len(settings) // columns),
-        right=label_margin(results.models),
-        gap=label_margin(results.models) + 0.25,
-        titled=True,
-        footer=footer_text(results, look, "bar: 95 % t interval", failed_words(failed)),
-    )
-    for axes, setting, models in zip(panels, settings, lines, strict=False):
-        ends = {
-            model: draw_points(axes, points, look.styles[model])
-            for model, points in models.items()
-            if points
-        }
-        mark_failures(axes, models, look)
-        log_x_ticks(axes, results.x_values(EXPERIMENT, "accuracy", **setting))
-        axes.set_ylim(-0.02, 1.03)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
-        axes.set_title(words_for(setting))
-        axes.set_xlabel("key-value pairs")
-        label_line_ends(axes, {model: end for model, end in ends.items() if end}, look)
-    for axes in panels[len(settings) :]:
-        axes.set_visible(False)
-    return figure
-
-
-def _signed_share(value: float, like: float | None = None) -> str:
-    """A difference of shares in percentage points."""
-    return f"{value * 100:+.1f} pp".replace("-", "−")

@@ -1,11 +1,13 @@
 """What a run of the study is, what it depends on, and its rows.
 
 Rows: experiment `mqar`; task `LENGTH/PAIRS`; metrics `accuracy` (n counts queries) and, per layer,
-`kv_fraction`, `routed_precision`, and the routed share of each class of tokens:
-`pairs_kept_fraction` (values), `keys_kept_fraction`, `queries_kept_fraction`,
-`filler_kept_fraction`. Training gives `final_loss_nats` and `train_step_ms`. The labels name
-filler, layout, width and learning rate. Runs that only choose a learning rate have experiment
-`mqar_tuning`.
+`kv_fraction`, `pairs_kept_fraction` (routing recall), `routed_precision`, and the routed share of
+each class of tokens: `keys_kept_fraction`, `queries_kept_fraction`, `filler_kept_fraction`,
+`repeats_kept_fraction`, `stale_kept_fraction`. With overwrites also `accuracy_once`,
+`accuracy_overwritten` and `stale_answer_fraction`, by how often the queried key was written.
+Training gives `final_loss_nats` and `train_step_ms`, and `overhead_seconds` is what set-up and
+evaluation took. The labels name filler, layout, variant, width, learning rate and the longest
+training example. Runs that only choose a learning rate have experiment `mqar_tuning`.
 """
 
 from __future__ import annotations
@@ -17,22 +19,23 @@ from typing import Any
 import torch
 
 from ham.config import ArmConfig
-from ham.errors import CorruptFileError
+from ham.errors import ConfigError, CorruptFileError
 from ham.files import stable_hash
 from ham.model.registry import mixer_class
 from ham.report.rows import Row, RowWriter, read_rows
 from ham.report.statistics import mean, wilson_interval
-from ham.study.config import Filler, Layout, MqarConfig, Size
-from ham.study.data import FILLER, KEY, QUERY, VALUE
-from ham.study.evaluation import SizeResult
+from ham.study.config import MqarConfig, MqarTrain, Size, Task
+from ham.study.data import FILLER, KEY, QUERY, REPEAT, STALE
+from ham.study.evaluation import SizeResult, Tally
 
 EXPERIMENT = "mqar"
 TUNING = "mqar_tuning"
 KEPT_METRICS = {
-    "pairs_kept_fraction": VALUE,
     "keys_kept_fraction": KEY,
     "queries_kept_fraction": QUERY,
     "filler_kept_fraction": FILLER,
+    "repeats_kept_fraction": REPEAT,
+    "stale_kept_fraction": STALE,
 }
 # Steps at the end whose mean loss is reported.
 LAST_STEPS = 50
@@ -43,8 +46,7 @@ class Run:
     """One training and its evaluation."""
 
     arm: ArmConfig
-    filler: Filler
-    layout: Layout
+    task: Task
     width: int
     seed: int
     learning_rate: float
@@ -55,8 +57,7 @@ class Run:
         """Stem of its files."""
         kind = "tune-" if self.tuning else ""
         end = f"-lr{self.learning_rate:g}" if self.tuning else ""
-        place = "" if self.layout == "prefix" else f"-{self.layout}"
-        return f"{kind}{self.arm.name}-{self.filler}{place}-d{self.width}-s{self.seed}{end}"
+        return f"{kind}{self.arm.name}-{self.task}-d{self.width}-s{self.seed}{end}"
 
     @property
     def experiment(self) -> str:
@@ -81,7 +82,9 @@ class Surroundings:
         device_name: For readers; `device` is where torch computes.
         manifest: Of the command.
         codes: Fingerprint of the code behind each mixer.
-        eager: Whether a GPU works without CUDA graphs.
+
+    Raises:
+        ConfigError: For CUDA graphs on a device without them.
     """
 
     config: MqarConfig
@@ -90,12 +93,32 @@ class Surroundings:
     device_name: str
     manifest: dict[str, Any]
     codes: dict[str, str]
-    eager: bool = False
+
+    def __post_init__(self) -> None:
+        if self.config.train.launch == "graph" and self.device.type != "cuda":
+            raise ConfigError(
+                f"train.launch 'graph' needs a GPU; the device is {self.device.type}; legal there: "
+                "auto, eager"
+            )
+
+    @property
+    def graphs(self) -> bool:
+        """Whether training steps are replayed as CUDA graphs."""
+        return self.device.type == "cuda" and self.config.train.launch != "eager"
 
     @property
     def launch_mode(self) -> str:
         """How the training steps of every run are launched."""
-        return "eager" if self.eager or self.device.type == "cpu" else "cuda_graph"
+        return "cuda_graph" if self.graphs else "eager"
+
+    def training(self, run: Run) -> MqarTrain:
+        """How a run is trained."""
+        return self.config.train.for_tuning if run.tuning else self.config.train
+
+    def sizes(self, run: Run) -> list[Size]:
+        """The sizes that a run is evaluated at."""
+        sizes = self.config.trained_sizes if run.tuning else self.config.sizes
+        return sizes(run.task)
 
     def rows_path(self, run: Run) -> Path:
         """The file of a run's rows."""
@@ -106,12 +129,19 @@ class Surroundings:
         config = self.config
         return stable_hash(
             {
-                "run": [run.arm.mixer, run.arm.options, run.filler, run.width, run.seed],
+                "run": [run.arm.mixer, run.arm.options, run.task.key, run.width, run.seed],
                 "learning_rate": run.learning_rate,
-                "layout": run.layout,
-                "model": [config.layers, config.heads, config.vocabulary_size, config.longest],
-                "train": config.train.model_dump(mode="json"),
-                "evaluate": config.evaluate.model_dump(mode="json"),
+                "model": [
+                    config.layers,
+                    config.heads,
+                    config.vocabulary_size,
+                    config.longest(run.task),
+                ],
+                "train": self.training(run).model_dump(
+                    mode="json", exclude={"launch", "tuning_steps", "mixture"}
+                ),
+                "mixture": [size.model_dump() for size in config.mixture(run.task)],
+                "evaluate": [config.evaluate.examples, *map(str, self.sizes(run))],
                 "device": [self.device.type, self.launch_mode],
             }
         )
@@ -132,63 +162,99 @@ class Surroundings:
         return rows if same else None
 
 
-def labels_of(run: Run) -> dict[str, str | int | float]:
+@dataclass(frozen=True)
+class GroupTimes:
+    """What runs side by side took, each number per run.
+
+    Attributes:
+        runs: Runs of the group.
+        step_ms: Wall time of a training step of all runs, divided by their number.
+        overhead_seconds: Set-up and evaluation.
+    """
+
+    runs: int
+    step_ms: float
+    overhead_seconds: float
+
+
+def labels_of(run: Run, config: MqarConfig) -> dict[str, str | int | float]:
     """The coordinates of a run's rows."""
     return {
-        "filler": run.filler,
-        "layout": run.layout,
+        "filler": run.task.filler,
+        "layout": run.task.layout,
+        "variant": run.task.variant,
         "width": run.width,
         "learning_rate": run.learning_rate,
+        "training_context": config.training_context(run.task),
     }
 
 
-def add_result(writer: RowWriter, run: Run, result: SizeResult) -> None:
+def add_result(writer: RowWriter, run: Run, config: MqarConfig, result: SizeResult) -> None:
     """The rows of one size."""
-    layers = sorted(result.routed)
     shared = {
         "task": str(result.size),
         "x_name": "pairs",
         "x_value": result.size.pairs,
         "kv_fraction": result.kv_fraction,
     }
-    labels = labels_of(run)
-    accuracy = wilson_interval(result.right, result.queries)
-    writer.add(
-        run.experiment,
-        "accuracy",
-        accuracy.value,
-        n=accuracy.n,
-        low=accuracy.low,
-        high=accuracy.high,
-        interval=accuracy.interval,
-        labels=labels,
-        **shared,
-    )
-    for layer in layers:
+    labels = labels_of(run, config)
+    for metric, count, total in _shares(result):
+        answered = wilson_interval(count, total)
+        writer.add(
+            run.experiment,
+            metric,
+            answered.value,
+            n=answered.n,
+            low=answered.low,
+            high=answered.high,
+            interval=answered.interval,
+            labels=labels,
+            **shared,
+        )
+    for layer in sorted(result.routed):
         here = {**labels, "layer": layer}
-        numbers = {"kv_fraction": result.fraction(layer)}
+        numbers = {
+            "kv_fraction": result.fraction(layer),
+            "pairs_kept_fraction": result.recall(layer),
+            "routed_precision": result.precision(layer),
+        }
         numbers |= {name: result.kept(layer, kind) for name, kind in KEPT_METRICS.items()}
-        numbers["routed_precision"] = result.precision(layer)
         for metric, value in numbers.items():
             if value is not None:
                 writer.add(run.experiment, metric, value, labels=here, **shared)
 
 
+def _shares(result: SizeResult) -> list[tuple[str, int, int]]:
+    """Metric, hits and queries of what was answered."""
+    every: Tally = result.all
+    shares = [("accuracy", every.right, every.queries)]
+    if result.updated.queries:
+        updated = result.updated
+        shares.append(("accuracy_overwritten", updated.right, updated.queries))
+        shares.append(("stale_answer_fraction", updated.stale, updated.queries))
+        if result.once.queries:
+            shares.append(("accuracy_once", result.once.right, result.once.queries))
+    return shares
+
+
 def add_training(
-    writer: RowWriter, run: Run, losses: list[float], step_ms: float, together: int
+    writer: RowWriter, run: Run, config: MqarConfig, losses: list[float], times: GroupTimes
 ) -> None:
-    """The rows of one training, `together` of which ran side by side."""
-    labels = labels_of(run)
+    """The rows of one training."""
+    labels = labels_of(run, config)
     writer.add(
         run.experiment, "final_loss_nats", mean(losses[-LAST_STEPS:]), task="train", labels=labels
     )
-    labels = {**labels, "side_by_side": together}
-    writer.add(run.experiment, "train_step_ms", step_ms, task="train", labels=labels)
+    labels = {**labels, "side_by_side": times.runs}
+    writer.add(run.experiment, "train_step_ms", times.step_ms, task="train", labels=labels)
+    writer.add(
+        run.experiment, "overhead_seconds", times.overhead_seconds, task="train", labels=labels
+    )
 
 
-def add_failure(writer: RowWriter, run: Run, sizes: list[Size], message: str) -> None:
+def add_failure(writer: RowWriter, run: Run, around: Surroundings, message: str) -> None:
     """The error rows of a run that gave nothing, one for each size."""
-    for size in sizes:
+    for size in around.sizes(run):
         writer.add(
             run.experiment,
             "accuracy",
@@ -196,6 +262,6 @@ def add_failure(writer: RowWriter, run: Run, sizes: list[Size], message: str) ->
             task=str(size),
             x_name="pairs",
             x_value=size.pairs,
-            labels=labels_of(run),
+            labels=labels_of(run, around.config),
             error=message,
         )

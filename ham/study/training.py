@@ -25,7 +25,7 @@ from ham.model.calibration import calibrate
 from ham.model.mixer import RoutingHints
 from ham.model.precision import precision_context
 from ham.routing import raise_on_bad_scores
-from ham.study.config import Filler, MqarConfig, MqarTrain
+from ham.study.config import MqarConfig, MqarTrain, Task
 from ham.study.data import Examples, draw_examples, generator, mixture_schedule
 from ham.study.model import RecallModel
 
@@ -35,27 +35,26 @@ class TrainingData:
 
     Args:
         config: The study.
-        filler: Kind of filler.
+        task: What the examples look like.
         seed: Seed of the run; every arm and width of a seed reads the same batches.
+        steps: Training steps.
         device: Where the batches are drawn and stay.
     """
 
-    def __init__(self, config: MqarConfig, filler: Filler, seed: int, device: torch.device):
-        settings, sizes = config.train, config.train.mixture
-        self.schedule = mixture_schedule(sizes, settings.steps, seed)
+    def __init__(self, config: MqarConfig, task: Task, seed: int, steps: int, device: torch.device):
+        batch_size, sizes = config.train.batch_size, config.mixture(task)
+        self.schedule = mixture_schedule(sizes, steps, seed)
         self.cycle = sum(size.weight for size in sizes)
 
         def draw(steps: int, index: int, purpose: str) -> Examples:
-            random = generator(device, purpose, seed, filler, config.layout, str(sizes[index]))
             examples = draw_examples(
-                steps * settings.batch_size,
+                steps * batch_size,
                 sizes[index],
-                random,
+                task,
+                generator(device, purpose, seed, *task.key, str(sizes[index])),
                 vocabulary_size=config.vocabulary_size,
-                filler=filler,
-                layout=config.layout,
             )
-            return examples.map(lambda x: x.unflatten(0, (steps, settings.batch_size)))
+            return examples.map(lambda x: x.unflatten(0, (steps, batch_size)))
 
         # A size that a short schedule misses still needs a batch to be captured with.
         self.stores = [

@@ -25,6 +25,7 @@ KINDS = {
     "learned": {"score": "learned"},
     "random": {"score": "random", "routing_seed": 3},
     "periodic": {"score": "periodic"},
+    "prefix": {"score": "prefix"},
     "lexical": {"score": "lexical"},
     "oracle": {"score": "oracle"},
     "cosine-per-head": {"reduction": "per_head"},
@@ -127,6 +128,14 @@ def test_random_decisions_depend_on_seed_layer_and_position_alone() -> None:
     assert not torch.equal(scores[0][0], scores[2][0])
     assert not torch.equal(scores[0][0], scores[0][1])
     assert torch.equal(scores[0][0][0], scores[0][0][1])
+
+
+def test_prefix_keeps_as_many_first_tokens_of_every_text() -> None:
+    model = build(score="prefix")
+    calibrate(model, [tokens_and_wanted()[0]])
+    for length in (90, 180):
+        routed_BT = model(tokens_and_wanted(length=length)[0]).aux[0].routed_BT
+        assert torch.equal(routed_BT, (torch.arange(length) < 27).expand(2, -1)), "0.3 of 90"
 
 
 def test_the_oracle_keeps_wanted_tokens_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ TINY = {
     "name": "tiny",
     "seeds": [0],
     "learning_rates": [0.01],
-    "fillers": ["blank"],
+    "tasks": [{"filler": "blank"}],
     "widths": [32],
     "vocabulary_size": 64,
     "arms": [{"name": "ham-committed", "mixer": "ham", "options": {"score": "committed"}}],
@@ -28,6 +29,12 @@ TINY = {
         "sizes": [{"length": 16, "pairs": 2}, {"length": 32, "pairs": 8}],
     },
 }
+
+
+@pytest.fixture
+def tiny_values() -> dict[str, Any]:
+    """The configuration of `tiny_study` as a file has it."""
+    return copy.deepcopy(TINY)
 
 
 @pytest.fixture

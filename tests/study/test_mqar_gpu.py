@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ham.study.config import Task
 from ham.study.model import RecallModel
 from ham.study.training import Trainer, TrainingData
 
@@ -30,6 +31,9 @@ def gpu() -> torch.device:
         ("ham", {"score": "committed"}),
         ("ham", {"score": "learned"}),
         ("ham", {"score": "oracle"}),
+        ("ham", {"score": "prefix"}),
+        ("ham", {"budget": "bounded", "slots": 8, "score": "committed", "reduction": "per_head"}),
+        ("gated_delta_rule_window", {"window": 16}),
     ],
 )
 def test_graphs_train_like_eager_steps(tiny_study, gpu, mixer: str, options: dict, precision: str):
@@ -37,11 +41,12 @@ def test_graphs_train_like_eager_steps(tiny_study, gpu, mixer: str, options: dic
         arms=[{"name": "arm", "mixer": mixer, "options": options}],
         train={"steps": STEPS, "batch_size": 8, "precision": precision},
     )
-    data = TrainingData(config, "random", 0, gpu)
+    task = Task(filler="random")
+    data = TrainingData(config, task, 0, STEPS, gpu)
     losses, thresholds = [], []
     for captured in (True, False):
         torch.manual_seed(0)
-        model = RecallModel(config, config.arms[0], 32).to(gpu)
+        model = RecallModel(config, config.arms[0], task, 32).to(gpu)
         trainer = Trainer(model, data, config.train, 0.003, graphs=captured)
         trainer.start()
         for _ in range(STEPS):
@@ -56,13 +61,14 @@ def test_graphs_train_like_eager_steps(tiny_study, gpu, mixer: str, options: dic
 
 def test_runs_side_by_side_do_not_disturb_each_other(tiny_study, gpu):
     config = tiny_study(train={"steps": STEPS, "batch_size": 8})
-    data = TrainingData(config, "blank", 0, gpu)
+    task = config.tasks[0]
+    data = TrainingData(config, task, 0, STEPS, gpu)
 
     def trainers(count: int) -> list[Trainer]:
         made = []
         for seed in range(count):
             torch.manual_seed(seed)
-            model = RecallModel(config, config.arms[0], 32).to(gpu)
+            model = RecallModel(config, config.arms[0], task, 32).to(gpu)
             made.append(Trainer(model, data, config.train, 0.003))
             made[-1].start()
         for _ in range(STEPS):

@@ -13,12 +13,13 @@ import torch
 
 from ham.model.mixer import MixerAux
 from ham.study.config import MqarConfig, Size
-from ham.study.data import Examples
-from ham.study.evaluation import evaluate_size, held_out
+from ham.study.data import STALE, Examples
+from ham.study.evaluation import Tally, _held_pairs, evaluate_size, held_out, kept_at_the_end
 from ham.study.model import RecallModel
 from ham.study.training import Trainer, TrainingData, rate_at
 
 CPU = torch.device("cpu")
+HOLA = {"budget": "bounded", "slots": 6, "score": "committed", "reduction": "per_head"}
 ARMS = {
     name: {"name": name, "mixer": mixer, "options": options}
     for name, mixer, options in (
@@ -29,9 +30,12 @@ ARMS = {
         ("ham-learned", "ham", {"score": "learned", "sink": "zero"}),
         ("ham-oracle", "ham", {"score": "oracle"}),
         ("ham-random", "ham", {"score": "random"}),
+        ("ham-prefix", "ham", {"score": "prefix"}),
+        ("hola", "ham", HOLA),
+        ("delta-rule-window", "gated_delta_rule_window", {"window": 8}),
     )
 }
-GPU_KERNELS = {"ham": "triton", "gated_delta_rule": "triton"}
+GPU_KERNELS = dict.fromkeys(("ham", "gated_delta_rule", "gated_delta_rule_window"), "triton")
 # What a host would wait for; `tolist` on a CPU is seen by fake tensors only.
 REFUSE = """
 import torch
@@ -49,8 +53,9 @@ class Refuse(TorchDispatchMode):
 
 def make_trainer(config: MqarConfig, kernels: str = "auto") -> Trainer:
     torch.manual_seed(0)
-    model = RecallModel(config, config.arms[0], config.widths[0], kernels)
-    data = TrainingData(config, config.fillers[0], config.seeds[0], CPU)
+    task = config.tasks[0]
+    model = RecallModel(config, config.arms[0], task, config.widths[0], kernels)
+    data = TrainingData(config, task, config.seeds[0], config.train.steps, CPU)
     return Trainer(model, data, config.train, config.learning_rates[0])
 
 
@@ -74,8 +79,8 @@ def test_it_learns_to_recall(tiny_study):
     losses = train(trainer)
     assert mean(losses[-6:]) < 0.8 * mean(losses[:6])
     size = config.evaluate.sizes[0]
-    result = evaluate_size(trainer.model, held_out(config, size, "blank", CPU), size, 50)
-    assert result.accuracy > 3 / 31, "no better than three times a guess among the values"
+    result = evaluate_size(trainer.model, held_out(config, size, config.tasks[0], CPU), size, 50)
+    assert result.all.accuracy > 3 / 31, "no better than three times a guess among the values"
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -198,7 +203,7 @@ def test_learning_rates_rise_and_fall_to_zero(tiny_study):
 
 
 class Parrot(torch.nn.Module):
-    """Answers every query with value 40 and routes what it is told."""
+    """Answers every query with value 40 and routes as told for the row that the token 0 names."""
 
     device = CPU
 
@@ -206,34 +211,72 @@ class Parrot(torch.nn.Module):
         super().__init__()
         self.routed_BT = routed_BT
         self.blocks = []
+        self.slots = [None, None]
 
     def forward(self, examples: Examples):
         logits_BPC = torch.zeros(*examples.queries_NP.shape, 64)
         logits_BPC[..., 40] = 1
-        rows = self.routed_BT[: len(examples.tokens_NT)]
-        return logits_BPC, [MixerAux(routed_BT=rows), MixerAux()]
+        routed_BT = self.routed_BT[examples.tokens_NT[:, 0]]
+        return logits_BPC, [MixerAux(routed_BT=routed_BT), MixerAux()]
 
 
 def test_accuracy_and_routing_are_counted_by_hand():
-    # key value key value filler filler query query, twice.
-    classes = torch.tensor([[1, 2, 1, 2, 0, 0, 3, 3]] * 2, dtype=torch.int8)
+    # key stale key value key value filler query query, the first key twice; then the same with the
+    # last pair a copy of the one before and nothing overwritten.
+    classes = torch.tensor([[1, 5, 1, 2, 1, 2, 0, 3, 3], [1, 2, 1, 2, 1, 4, 0, 3, 3]]).char()
     examples = Examples(
-        torch.zeros(2, 8, dtype=torch.int64),
+        torch.tensor([[0] * 9, [1] * 9]),
         classes,
-        torch.tensor([[6, 7], [6, 7]]),
-        torch.tensor([[40, 41], [42, 40]]),
+        queries_NP=torch.tensor([[7, 8], [7, 8]]),
+        answers_NP=torch.tensor([[41, 40], [42, 40]]),
+        stale_NP=torch.tensor([[40, -1], [-1, -1]]),
+        places_NPC=torch.tensor([[[5, 5], [3, 3]], [[1, 1], [3, 5]]]),
     )
-    routed = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 0]] * 2, dtype=torch.bool)
-    size = Size(length=8, pairs=2)
+    routed = torch.tensor([[0, 1, 0, 1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1, 1, 0, 1]]).bool()
+    size = Size(length=12, pairs=2)
     for batch in (1, 2):
         result = evaluate_size(Parrot(routed), examples, size, batch)
-        assert (result.right, result.queries) == (2, 4)
-        assert result.accuracy == 0.5
-        assert result.class_tokens == [4, 4, 4, 4]
-        assert result.routed == {0: [2, 2, 4, 0]}
-        assert result.kv_fraction == result.fraction(0) == 0.5
-        assert result.kept(0) == 1.0
-        assert result.precision(0) == 0.5
+        # The parrot says 40: stale, right, wrong, right.
+        assert (result.once, result.updated) == (Tally(3, 2, 0), Tally(1, 0, 1))
+        assert result.all == Tally(4, 2, 1)
+        assert result.class_tokens == [2, 6, 4, 4, 1, 1]
+        assert result.routed == {0: [1, 2, 1, 1, 1, 1]}
+        assert result.kv_fraction == result.fraction(0) == 7 / 18
+        # Pair 2 of both: at its value in the first, at its copy in the second.
+        assert result.held == {0: 2}
+        assert result.recall(0) == 0.5
+        assert result.precision(0) == 2 / 7
+        assert result.kept(0, STALE) == 1.0
+
+
+def test_a_cache_of_every_head_counts_by_the_share_that_holds_a_pair():
+    places_BPC = torch.tensor([[[0, 2], [1, 3]]])
+    kept_BTG = torch.tensor([[[1, 0], [0, 0], [1, 1], [0, 0]]]).bool()
+    # Pair 1 in both heads (in one of them twice), pair 2 in none.
+    assert _held_pairs(kept_BTG, places_BPC) == 1.0
+    assert _held_pairs(kept_BTG[..., 1:], places_BPC) == 1.0
+    assert _held_pairs(kept_BTG[:, [0, 1, 0, 1]], places_BPC) == 0.5
+
+
+def test_a_cache_of_fixed_size_holds_what_a_decoder_holds_in_the_end(tiny_study):
+    config = tiny_study(arms=[ARMS["hola"]])
+    torch.manual_seed(0)
+    model = RecallModel(config, config.arms[0], config.tasks[0], 32).eval()
+    size = Size(length=32, pairs=4)
+    examples = held_out(config, size, config.tasks[0], CPU)
+    with torch.no_grad():
+        aux = model(examples)[1][0]
+        x_BTD = model.blocks[0].mixer_norm(model.embedding(examples.tokens_NT))
+        state = model.blocks[0].mixer.init_state(len(x_BTD), CPU, torch.float32)
+        model.blocks[0].mixer.prefill(x_BTD, state)
+    kept_BTG = kept_at_the_end(aux, model.slots[0])
+    assert torch.equal(kept_BTG.sum(1), torch.full((10, 2), 6)), "6 slots in each of 2 heads"
+    assert aux.routed_BTH.sum() > kept_BTG.sum(), "some were evicted"
+    positions = state.cache.held.position_BGS.sort(dim=-1).values.flatten()
+    expected = kept_BTG.mT.nonzero()[:, 2]
+    assert torch.equal(positions, expected)
+    assert evaluate_size(model, examples, size, 10).kv_fraction == 6 / 32
+    assert kept_at_the_end(MixerAux(), None) is None
 
 
 @pytest.mark.parametrize(
@@ -242,7 +285,7 @@ def test_accuracy_and_routing_are_counted_by_hand():
 )
 def test_a_model_that_does_not_route_declares_its_cache(tiny_study, arm, fraction):
     config = tiny_study(arms=[ARMS[arm]])
-    model = RecallModel(config, config.arms[0], 32)
+    model = RecallModel(config, config.arms[0], config.tasks[0], 32)
     size = Size(length=16, pairs=2)
-    result = evaluate_size(model, held_out(config, size, "blank", CPU), size, 5)
+    result = evaluate_size(model, held_out(config, size, config.tasks[0], CPU), size, 5)
     assert result.kv_fraction == fraction
