@@ -101,6 +101,5 @@ class Subject:
         """Realised share of tokens in the KV cache: 1 for full attention, None without a cache."""
         if self.model.routes:
             return routing.fraction()
-        config = self.model.config
-        full = 2 * context * config.width * config.layers
-        return 1.0 if self.model.state_bytes(context, element_size=1).kv == full else None
+        shares = [block.mixer.held_share(context) for block in self.model.blocks]
+        return None if None in shares else sum(shares) / len(shares)

@@ -9,6 +9,7 @@ import torch
 
 from ham.config import ArmConfig, Config
 from ham.errors import ConfigError
+from ham.eviction.arm import evicted_config
 from ham.model.decoder import DecoderLM
 from ham.model.model_config import ModelConfig
 
@@ -46,7 +47,10 @@ def model_config(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelC
     Raises:
         ConfigError: If no MLP width brings the arm within 1 % of the first arm.
     """
-    plain, reference = plain_model(config, arm, vocabulary_size), config.arms[0]
+    if arm.checkpoint_of is not None:
+        source = model_config(config, config.arm(arm.checkpoint_of), vocabulary_size)
+        return evicted_config(source, arm)
+    plain, reference = plain_model(config, arm, vocabulary_size), config.reference
     if not config.model.match_parameters or arm == reference:
         return plain
     target = parameter_count(plain_model(config, reference, vocabulary_size))
