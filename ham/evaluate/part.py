@@ -99,7 +99,4 @@ class Subject:
 
     def kv_fraction(self, routing: RoutingCount, context: int) -> float | None:
         """Realised share of tokens in the KV cache: 1 for full attention, None without a cache."""
-        if self.model.routes:
-            return routing.fraction()
-        shares = [block.mixer.held_share(context) for block in self.model.blocks]
-        return None if None in shares else sum(shares) / len(shares)
+        return routing.fraction() if self.model.routes else self.model.held_share(context)
