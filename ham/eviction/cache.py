@@ -24,7 +24,7 @@ class EvictingKVCache:
 
     Attributes:
         policy: Which tokens stay, and when.
-        slots: All slots, used or not; those of no token hold zeros.
+        slots: All slots; those not in use hold finite numbers that no query sees, and a mass of 0.
         positions: Tokens read of each sequence.
         filled: Slots in use of each sequence.
     """

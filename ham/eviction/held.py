@@ -58,7 +58,7 @@ class HeldTokens:
             most: The largest of `kept`.
 
         Returns:
-            `most` slots; those beyond `kept` of a sequence hold zeros.
+            `most` slots; those beyond `kept` of a sequence hold tokens that left.
         """
         slots_N1 = torch.arange(priority_BNC.shape[1], device=priority_BNC.device)[:, None]
         used = slots_N1 < by_sequence(filled)
@@ -68,16 +68,7 @@ class HeldTokens:
         leaves_BNC = ~(used & (rank_BNC < by_sequence(kept)))
         # Those that stay first, each part in the order it has.
         index_BMC = leaves_BNC.to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        left = self.each(lambda tensor: _gather(tensor, index_BMC))
-        return left if isinstance(kept, int) else left.cleared_from(kept)
-
-    def cleared_from(self, filled_B: Tensor) -> HeldTokens:
-        """Zeros in the slots from `filled_B` on."""
-        slots_N = torch.arange(self.k_BNGK.shape[1], device=filled_B.device)
-        unused_BN1 = (slots_N >= filled_B[:, None])[..., None]
-        return self.each(
-            lambda x: x.masked_fill(unused_BN1 if x.ndim == 3 else unused_BN1[..., None], 0)
-        )
+        return self.each(lambda tensor: _gather(tensor, index_BMC))
 
 
 def by_sequence(count: Count) -> Count:

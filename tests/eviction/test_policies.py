@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "norm": {"policy": "norm", "fraction": 0.35, "interval": 5},
     "snapkv": {**SNAPKV, "fraction": 0.4},
     "snapkv, fixed": {**SNAPKV, "tokens": 11},
+    "wide pool": {**SNAPKV, "fraction": 0.6, "observation": 2, "kernel": 9},
 }
 SHAPE = MixerShape(width=32, heads=4, layer=1, layers=2, max_positions=128)
 TIME = 61
@@ -107,7 +108,9 @@ def test_a_policy_is_its_definition(case: str, options: dict) -> None:
         count = state.cache.filled.longest
         found_CN = state.cache.slots.position_BNC[row, :count].T.tolist()
         assert found_CN == held[: len(found_CN)] and count == len(held[0])
-        assert len(found_CN) == (layer.kv_heads if case.startswith(("norm", "snapkv")) else 1)
+        assert len(found_CN) == (
+            layer.kv_heads if CASES[case]["policy"] in ("norm", "snapkv") else 1
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class WithPolicy(Subject):
 
 
 @pytest.mark.parametrize("rule", RULES_OF_MEMORY)
-@pytest.mark.parametrize("case", ["random", "streaming", "streaming at once", "norm"])
+@pytest.mark.parametrize("case", ["random", "streaming", "streaming at once", "norm", "wide pool"])
 def test_every_policy_keeps_the_rules_of_a_mixer(case: str, rule: str) -> None:
     subject = WithPolicy("transformer_evicted", eviction=CASES[case])
     finding = RULES[rule].judge(subject)
