@@ -20,6 +20,7 @@ from ham.eviction.cache import EvictingKVCache, EvictingState, new_tokens, obser
 from ham.eviction.held import HeldTokens
 from ham.eviction.options import EvictionConfig
 from ham.eviction.policies import attention_mass, make_policy
+from ham.model.knob import Knob
 from ham.model.mixer import MixerAux, MixerOptions, MixerShape, StateBytes
 from ham.model.registry import register_baseline
 
@@ -43,6 +44,8 @@ class TransformerEvicted(Transformer):
     Options: ClassVar[type[MixerOptions]] = TransformerEvictedOptions
     title: ClassVar[str] = "Transformer with eviction"
     paper: ClassVar[str] = "Li et al. 2024, arXiv 2404.14469 (SnapKV), and others"
+    # `ham match` turns the tokens that stay; fewer heads would not fit the weights.
+    memory_knobs: ClassVar[tuple[Knob, ...]] = ()
     small_options: ClassVar[dict[str, Any]] = {
         "eviction": {
             "policy": "snapkv",

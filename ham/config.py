@@ -181,9 +181,9 @@ class ArmConfig(Strict):
             raise ValueError(f"arm {self.name!r}: mixer is missing")
         if self.trained:
             return self
-        if self.mixer != EVICTED_MIXER or self.options or self.placement:
+        if self.mixer != EVICTED_MIXER or self.options or self.placement or self.steps:
             raise ValueError(
-                f"arm {self.name!r}: mixer, options and placement are those of arm "
+                f"arm {self.name!r}: mixer, options, placement and steps are those of arm "
                 f"{self.checkpoint_of!r}; legal beside checkpoint_of: name and eviction"
             )
         return self

@@ -47,9 +47,6 @@ def model_config(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelC
     Raises:
         ConfigError: If no MLP width brings the arm within 1 % of the first arm.
     """
-    if arm.checkpoint_of is not None:
-        source = model_config(config, config.arm(arm.checkpoint_of), vocabulary_size)
-        return evicted_config(source, arm)
     plain, reference = plain_model(config, arm, vocabulary_size), config.reference
     if not config.model.match_parameters or arm == reference:
         return plain
@@ -90,6 +87,10 @@ def parameter_count(config: ModelConfig) -> int:
 
 def plain_model(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelConfig:
     """The configuration of one arm's model with the usual MLP width."""
+    if arm.checkpoint_of is not None:
+        return evicted_config(
+            plain_model(config, config.arm(arm.checkpoint_of), vocabulary_size), arm
+        )
     return ModelConfig(
         arm=arm.name,
         mixer=arm.mixer,

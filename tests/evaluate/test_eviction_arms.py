@@ -17,6 +17,8 @@ from ham.config_files import parse_config
 from ham.conformance import small_model
 from ham.conformance.subject import random_tokens
 from ham.errors import ConfigError
+from ham.matching.bench import Bench
+from ham.matching.budgets import match_rival
 from ham.model.arm import load_arm
 from ham.model.checkpoint import load_model, save_model
 from ham.plan import Plan
@@ -67,7 +69,10 @@ def values(*arms: dict, **sections: Any) -> dict[str, Any]:
         ({"checkpoint_of": "evicted"}, "'evicted' is not a trained arm"),
         ({"checkpoint_of": "ham"}, "needs a plain transformer; arm 'ham' has mixer 'ham'; legal"),
         ({"checkpoint_of": "mixed"}, "arm 'mixed' has mixer 'transformer' in chosen layers"),
-        ({"mixer": "transformer"}, "mixer, options and placement are those of arm 'transformer'"),
+        (
+            {"mixer": "transformer"},
+            "mixer, options, placement and steps are those of arm 'transformer'",
+        ),
         ({"options": {"kv_heads": 1}}, "legal beside checkpoint_of: name and eviction"),
     ],
 )
@@ -114,6 +119,17 @@ def test_the_plan_trains_and_stores_the_weights_once() -> None:
     assert (whole.parameters, whole.mlp_width) == (evicted.parameters, evicted.mlp_width)
     assert evicted.train_flops == 0 and evicted.measure_flops < whole.measure_flops / 2
     assert evicted.cache_bytes < 0.5 * whole.cache_bytes
+
+
+def test_ham_match_sets_the_tokens_that_stay() -> None:
+    ham = {"name": "ham", "mixer": "ham", "options": {"target": 0.5}}
+    config = parse_config(values(ham, TRANSFORMER, EVICTED))
+    parameters, held = match_rival(Bench(config, "ham"), config.arm("evicted"), [512])
+    assert parameters.matched and held.matched and held.knob == "eviction.tokens"
+    layers, heads, width = 2, 4, 128
+    slot = 2 * width * 4 + heads * (4 + 4)
+    assert held.got == layers * (held.value + 16) * slot
+    assert held.arm.eviction.tokens == held.value and held.arm.eviction.fraction is None
 
 
 @pytest.fixture
