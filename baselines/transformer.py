@@ -106,6 +106,10 @@ class Transformer(SequenceMixer):
         """Append one token and attend over everything so far."""
         return self.prefill(x_BD[:, None], state)[0][:, 0]
 
+    def held_share(self, position: int) -> float:
+        """Every token is held."""
+        return 1.0
+
     def forward_flops(self, context: int, kv_fraction: float = 1.0) -> float:
         """Projections and causal attention."""
         return self._projection_flops(context) + self._attention_flops(causal_pairs(context))

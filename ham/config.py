@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ham.config_types import Fraction, NonNegative, Positive, PositiveFloat, Strict
 from ham.errors import unknown_choice
+from ham.eviction.options import EvictionConfig
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-
-
-class Strict(BaseModel):
-    """Base of every configuration class: frozen, no unknown keys, no silent type conversion."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+EVICTED_MIXER, EVICTABLE_MIXER = "transformer_evicted", "transformer"
+"""What stands in the layers of an arm with `eviction`, and what they were trained as."""
 
 
 class HubDataConfig(Strict):
@@ -145,7 +139,11 @@ class ArmConfig(Strict):
     """One arm of the comparison: a registered mixer with its options under a name of its own."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.@-]*$")]
-    mixer: str = Field(description="A registered baseline; `ham baselines list` names them.")
+    mixer: str = Field(
+        default="",
+        description="A registered baseline; `ham baselines list` names them. Left out with "
+        "`checkpoint_of`.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of that mixer; checked by the mixer itself."
     )
@@ -156,6 +154,44 @@ class ArmConfig(Strict):
         default=None,
         description="Training steps in place of train.steps, for arms at equal FLOPs.",
     )
+    checkpoint_of: str | None = Field(
+        default=None,
+        description="Instead of training, take the weights of this arm, a plain transformer.",
+    )
+    eviction: EvictionConfig | None = Field(
+        default=None, description="With `checkpoint_of`: which tokens leave its cache."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixer_of_eviction(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("eviction") and not values.get("mixer"):
+            return {**values, "mixer": EVICTED_MIXER}
+        return values
+
+    @model_validator(mode="after")
+    def _trained_or_evicted(self) -> ArmConfig:
+        if (self.checkpoint_of is None) != (self.eviction is None):
+            raise ValueError(
+                f"arm {self.name!r}: checkpoint_of and eviction go together; received "
+                f"checkpoint_of {self.checkpoint_of!r} and "
+                f"{'no ' if self.eviction is None else ''}eviction"
+            )
+        if not self.mixer:
+            raise ValueError(f"arm {self.name!r}: mixer is missing")
+        if self.trained:
+            return self
+        if self.mixer != EVICTED_MIXER or self.options or self.placement or self.steps:
+            raise ValueError(
+                f"arm {self.name!r}: mixer, options, placement and steps are those of arm "
+                f"{self.checkpoint_of!r}; legal beside checkpoint_of: name and eviction"
+            )
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether the experiment trains it; if not, its weights are those of another arm."""
+        return self.checkpoint_of is None
 
     @property
     def mixers(self) -> list[str]:
@@ -306,6 +342,8 @@ class Config(Strict):
                     arm.placement.chosen(self.model.layers)
                 except ValueError as error:
                     raise ValueError(f"arms.{index}.placement ({arm.name}): {error}") from error
+            if arm.checkpoint_of is not None:
+                self._check_checkpoint(index, arm)
         for key, length in self._lengths():
             if length > self.model.max_positions:
                 raise ValueError(
@@ -313,6 +351,21 @@ class Config(Strict):
                     f"{self.model.max_positions}"
                 )
         return self
+
+    def _check_checkpoint(self, index: int, arm: ArmConfig) -> None:
+        key = f"arms.{index}.checkpoint_of ({arm.name})"
+        trained = {other.name: other for other in self.arms if other.trained}
+        if arm.checkpoint_of not in trained:
+            raise ValueError(
+                f"{key}: {arm.checkpoint_of!r} is not a trained arm; known: {', '.join(trained)}"
+            )
+        source = trained[arm.checkpoint_of]
+        if source.mixer != EVICTABLE_MIXER or source.placement is not None:
+            placed = "" if source.placement is None else " in chosen layers"
+            raise ValueError(
+                f"{key}: eviction needs a plain transformer; arm {source.name!r} has mixer "
+                f"{source.mixer!r}{placed}; legal: mixer {EVICTABLE_MIXER!r} in every layer"
+            )
 
     def _lengths(self) -> list[tuple[str, int]]:
         """Every sequence length that this configuration will ask a model to read."""
@@ -348,6 +401,11 @@ class Config(Strict):
         """How `arm` is trained: as all are, but for steps of its own."""
         own = {} if arm.steps is None else {"steps": arm.steps}
         return self.train.model_copy(update=own)
+
+    @property
+    def reference(self) -> ArmConfig:
+        """The arm whose number of parameters the others match: the first that is trained."""
+        return next((arm for arm in self.arms if arm.trained), self.arms[0])
 
     def check_registry(self) -> Config:
         """Check what needs the registries: mixer names, their options, task names.

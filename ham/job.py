@@ -125,6 +125,10 @@ def open_job(
         raise ConfigError(
             f"seed {arguments.seed} is not in the configuration; known: {config.seeds}"
         )
+    if stage == "train" and not arm.trained:
+        raise ConfigError(
+            f"arm {arm.name!r} is not trained: it reads the checkpoint of {arm.checkpoint_of!r}"
+        )
     output = output or (arguments.out if stage == "train" else arguments.rows)
     with sole_writer(output), gpu_lease(config.device):
         import torch

@@ -89,12 +89,14 @@ class ArmCost:
 
     Attributes:
         parameters: All parameters, embedding included.
+        trained: Whether it is trained; if not, it has no checkpoint of its own.
         cache_bytes: Decoding memory of one sequence after the training context, 16-bit KV.
     """
 
     name: str
     mixer: str
     parameters: int
+    trained: bool
     mlp_width: int
     train_flops: float
     evaluate_flops: float
@@ -138,14 +140,14 @@ class Plan:
         parallel = 1
         if self.speed.device == "cpu":
             parallel = max(1, self.cores // config.threads_per_job)
-        runs = len(self.arms) * seeds
+        runs, trainings = len(self.arms) * seeds, len(self._trained) * seeds
         train = sum(arm.train_flops for arm in self.arms) * seeds
         evaluate = sum(arm.evaluate_flops for arm in self.arms) * seeds
-        steps = sum(config.training(arm).steps for arm in config.arms) * seeds
+        steps = sum(config.training(arm).steps for arm in config.arms if arm.trained) * seeds
         floor = steps * config.train.accumulate * self.speed.step_seconds
         stages = [
             StageCost("prepare", 1, 0.0, self._prepare_seconds()),
-            StageCost("train", runs, train, max(floor, self._seconds(train)), parallel),
+            StageCost("train", trainings, train, max(floor, self._seconds(train)), parallel),
             StageCost("evaluate", runs, evaluate, self._seconds(evaluate), parallel),
         ]
         if config.measure:
@@ -188,14 +190,19 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """Disk for the trained weights of all runs."""
-        return FLOAT32_BYTES * sum(arm.parameters for arm in self.arms) * len(self.config.seeds)
+        parameters = sum(arm.parameters for arm in self._trained)
+        return FLOAT32_BYTES * parameters * len(self.config.seeds)
 
     @property
     def state_bytes(self) -> int:
         """Most disk that resumable training state takes, while runs are under way."""
         train = next(stage for stage in self.stages if stage.stage == "train")
-        largest = max(arm.parameters for arm in self.arms)
+        largest = max((arm.parameters for arm in self._trained), default=0)
         return STATE_COPIES * FLOAT32_BYTES * largest * min(train.at_once, train.jobs)
+
+    @property
+    def _trained(self) -> list[ArmCost]:
+        return [arm for arm in self.arms if arm.trained]
 
     def _arm(self, arm: ArmConfig) -> ArmCost:
         described = model_config(self.config, arm, self.vocabulary_size)
@@ -207,10 +214,15 @@ class Plan:
             name=arm.name,
             mixer=arm.mixer,
             parameters=model.count_parameters(),
+            trained=arm.trained,
             mlp_width=described.mlp_width,
-            train_flops=self._train_flops(model, fraction, self.config.training(arm)),
+            train_flops=(
+                self._train_flops(model, fraction, self.config.training(arm))
+                if arm.trained
+                else 0.0
+            ),
             evaluate_flops=self._evaluate_flops(model, fraction),
-            measure_flops=self._measure_flops(model, fraction),
+            measure_flops=self._measure_flops(model, fraction, arm.trained),
             cache_bytes=model.state_bytes(context, fraction).allocated,
         )
 
@@ -245,11 +257,12 @@ class Plan:
             sequences.append((context, len(evaluate.dial.fractions) * count))
         return sum(count * model.forward_flops(length, fraction) for length, count in sequences)
 
-    def _measure_flops(self, model: DecoderLM, fraction: float) -> float:
+    def _measure_flops(self, model: DecoderLM, fraction: float, trained: bool) -> float:
         measure = self.config.measure
         if measure is None:
             return 0.0
-        passes = (measure.repeats + measure.warmup) * (TRAINING_PASSES + 1) + 1
+        per_repeat = 1 + (TRAINING_PASSES if trained else 0)
+        passes = (measure.repeats + measure.warmup) * per_repeat + 1
         total = 0.0
         for context in measure.contexts:
             total += passes * model.forward_flops(context, fraction)

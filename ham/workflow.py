@@ -64,17 +64,22 @@ def report_folder(config: Config) -> str:
 def rows_files(config: Config) -> list[str]:
     """The row files of all jobs: training and evaluation per seed, measurement per arm."""
     models = f"{run_folder(config)}/models"
-    stages = ["train", "evaluate"]
     rows = [
         f"{models}/{arm.name}/seed{seed}/{stage}.rows.jsonl"
         for arm in config.arms
         for seed in config.seeds
-        for stage in stages
+        for stage in (["train", "evaluate"] if arm.trained else ["evaluate"])
     ]
     if config.measure:
         seed = config.seeds[0]
         rows += [f"{models}/{arm.name}/seed{seed}/measure.rows.jsonl" for arm in config.arms]
     return rows
+
+
+def checkpoint_folder(config: Config, arm: str, seed: int | str) -> str:
+    """The checkpoint that the jobs of an arm read: its own, or that of the arm it names."""
+    source = config.arm(arm).checkpoint_of or arm
+    return f"{run_folder(config)}/models/{source}/seed{seed}/checkpoint"
 
 
 def inspection_pages(config: Config) -> list[str]:
@@ -159,7 +164,8 @@ def _stage_values(config: Config, stage: str, arm: ArmConfig | None) -> dict[str
     assert arm is not None
     own = {"arm": arm.model_dump(mode="json"), "device": config.device}
     if stage == "train":
-        budget = values["arms"][0] if config.model.match_parameters else None
+        reference = config.reference.model_dump(mode="json")
+        budget = reference if config.model.match_parameters else None
         return {
             **own,
             "data": data,

@@ -68,7 +68,10 @@ def test_later_file_overlays_maps_and_replaces_lists(tmp_path: Path):
     ("change", "message"),
     [
         ({"data": {"contxt": 5}}, "data.contxt: unknown key; known: context, hub"),
-        ({"arms": [{"name": "a", "mixr": "x"}]}, "arms.0.mixr: unknown key; known: mixer"),
+        (
+            {"arms": [{"name": "a", "mixr": "x"}]},
+            "arms.0.mixr: unknown key; .*mixer, name",
+        ),
         ({"evaluate": {"lm_eval": {"limt": 3}}}, "evaluate.lm_eval.limt: unknown key"),
         ({"train": {"steps": "many"}}, "train.steps: .*integer.*received 'many'"),
         ({"train": {"steps": 1.5}}, r"train.steps: .*integer.*received 1\.5"),

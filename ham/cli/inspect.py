@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from ham.inspect.agreement import Agreement
     from ham.model.decoder import DecoderLM
     from ham.report.rows import RowWriter
@@ -27,6 +29,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="TOKENS",
         help="a shard, e.g. DATA/test.tokens: read a stretch of it and a needle document",
     )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="with --arm: the configuration of an arm that reads this checkpoint with eviction; "
+        "what is still held at the end of the text counts as kept",
+    )
+    parser.add_argument("--arm", metavar="NAME", help="with --config: the arm")
     parser.add_argument("--out", type=Path, metavar="PAGE", help="HTML page to write")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON-lines file to write")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -75,20 +86,31 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the shares by class and layer; write the page and the rows where asked for."""
     from ham.device import gpu_lease, resolve_device
+    from ham.errors import ConfigError
     from ham.files import write_text
     from ham.inspect.agreement_table import add_agreement_rows
+    from ham.inspect.evictions import SCORE_NOTE, evicting_layers, trace_evictions
     from ham.inspect.page import render_inspection
     from ham.inspect.sample import sample_text
     from ham.inspect.shares import add_rows, table_lines, top_lines
     from ham.inspect.text import read_text, tokenise
-    from ham.inspect.trace import routing_layers, trace_layers
-    from ham.model.checkpoint import load_model
+    from ham.inspect.trace import choose_layers, routing_layers, trace_layers
     from ham.train.tokenizer import load_tokenizer
 
     _check_counts(arguments)
     with gpu_lease(arguments.device):
-        model = load_model(arguments.checkpoint, resolve_device(arguments.device))
-        layers = routing_layers(model, arguments.layer)
+        model = _model(arguments, resolve_device(arguments.device))
+        evicting = evicting_layers(model)
+        if evicting and arguments.agreement:
+            raise ConfigError(
+                f"--agreement compares decisions by a threshold; arm {model.config.arm!r} evicts "
+                "by a schedule"
+            )
+        layers = (
+            choose_layers(evicting, arguments.layer)
+            if evicting
+            else routing_layers(model, arguments.layer)
+        )
         tokenizer = load_tokenizer(model.config.tokenizer, arguments.checkpoint)
         limit = min(arguments.max_tokens, model.config.max_positions)
         if arguments.sample:
@@ -96,8 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             text, of_what = read_text(arguments.text, limit)
         tokens = tokenise(text, tokenizer, limit, arguments.needle, of_what)
-        traces = trace_layers(model, tokens.ids, layers, arguments.precision)
-        source = _source(arguments, len(tokens.ids))
+        read = trace_evictions if evicting else trace_layers
+        traces = read(model, tokens.ids, layers, arguments.precision)
+        source = _source(arguments, len(tokens.ids)) + (f"; {SCORE_NOTE}" if evicting else "")
         print(f"{model.config.arm}: {source}")
         if tokens.note:
             print(f"the text was {tokens.note}")
@@ -127,6 +150,20 @@ def _check_counts(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--max-tokens must be at least 1, received {arguments.max_tokens}")
     if arguments.pieces is not None and not arguments.agreement:
         raise ConfigError(f"--pieces {arguments.pieces} goes with --agreement, which is not given")
+    if (arguments.config is None) != (arguments.arm is None):
+        raise ConfigError("--config and --arm go together, and only one of them is given")
+
+
+def _model(arguments: argparse.Namespace, device: torch.device) -> DecoderLM:
+    """The checkpoint, as an arm of a configuration reads it where one is named."""
+    from ham.config_files import load_config
+    from ham.model.arm import load_arm
+    from ham.model.checkpoint import load_model
+
+    if arguments.arm is None:
+        return load_model(arguments.checkpoint, device)
+    config = load_config(arguments.config).check_registry()
+    return load_arm(config, config.arm(arguments.arm), arguments.checkpoint, device)
 
 
 def _agreement(

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.errors import ConfigError
     from ham.job import open_job
     from ham.measure.throughput import Measurement
-    from ham.model.checkpoint import load_model
+    from ham.model.arm import load_arm
     from ham.progress import ProgressReporter
     from ham.report.manifest import device_name
     from ham.train.shards import TokenShard
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = job.config.measure
         if settings is None:
             raise ConfigError("the configuration has no `measure` section; nothing to measure")
-        model = load_model(arguments.checkpoint, job.device)
+        model = load_arm(job.config, job.arm, arguments.checkpoint, job.device)
         shard = TokenShard.open(arguments.data / "test.tokens")
         tokens_T = torch.from_numpy(np.array(shard.tokens[: model.config.max_positions]))
         writer = job.writer(model)
@@ -50,8 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
             job.config.train,
             writer,
             name,
+            trains=job.arm.trained,
         )
-        parts = 3 * len(settings.contexts) + 1
+        parts = len(measurement.parts) * len(settings.contexts) + 1
         with ProgressReporter(f"measure {job.arm.name}", parts) as progress:
             measurement.run(lambda note: progress.advance(note=note))
         job.finish(writer, arguments.rows)

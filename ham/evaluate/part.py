@@ -99,8 +99,4 @@ class Subject:
 
     def kv_fraction(self, routing: RoutingCount, context: int) -> float | None:
         """Realised share of tokens in the KV cache: 1 for full attention, None without a cache."""
-        if self.model.routes:
-            return routing.fraction()
-        config = self.model.config
-        full = 2 * context * config.width * config.layers
-        return 1.0 if self.model.state_bytes(context, element_size=1).kv == full else None
+        return routing.fraction() if self.model.routes else self.model.held_share(context)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ham.config import Config
-from ham.errors import ConfigError, HamError
+from ham.errors import HamError
 from ham.evaluate import dial, language_modelling, lm_eval_run, needle, recall
 from ham.evaluate.part import Cell, Subject
-from ham.model.checkpoint import load_model
+from ham.model.arm import load_arm
 from ham.model.precision import precision_context
 from ham.progress import ProgressReporter
 from ham.report.rows import RowWriter
@@ -41,19 +41,8 @@ def open_subject(
         MissingDataError, CorruptFileError: If checkpoint or data are missing or damaged.
         ConfigError: If the checkpoint is of another arm or tokenizer.
     """
-    model = load_model(checkpoint, device)
-    described = model.config
-    for what, received, expected in (
-        ("arm", described.arm, arm.name),
-        ("mixer", described.mixer, arm.mixer),
-        ("tokenizer", described.tokenizer, config.data.tokenizer),
-    ):
-        if received != expected:
-            raise ConfigError(
-                f"{checkpoint} holds a model with {what} {received!r}; the configuration "
-                f"asks for {expected!r}"
-            )
-    tokenizer = load_tokenizer(described.tokenizer, checkpoint)
+    model = load_arm(config, arm, checkpoint, device)
+    tokenizer = load_tokenizer(model.config.tokenizer, checkpoint)
     return Subject(config, model, tokenizer, data)
 
 

@@ -90,9 +90,18 @@ def routing_layers(model: DecoderLM, layers: Sequence[int] | None = None) -> lis
             f"model {model.config.arm!r} (mixer {model.config.mixer!r}) routes no tokens, so there "
             "is nothing to inspect; give the checkpoint of a HAM arm"
         )
-    wrong = sorted(set(layers or ()) - set(routing))
+    return choose_layers(routing, layers)
+
+
+def choose_layers(legal: Sequence[int], layers: Sequence[int] | None = None) -> list[int]:
+    """`layers` in order, or all that choose their tokens.
+
+    Raises:
+        ConfigError: If one of `layers` is not among them.
+    """
+    wrong = sorted(set(layers or ()) - set(legal))
     if wrong:
         raise ConfigError(
-            f"--layer {wrong[0]} is not a layer that routes; legal: {', '.join(map(str, routing))}"
+            f"--layer {wrong[0]} is not a layer that routes; legal: {', '.join(map(str, legal))}"
         )
-    return sorted(set(layers)) if layers else routing
+    return sorted(set(layers)) if layers else list(legal)

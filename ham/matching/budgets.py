@@ -2,8 +2,9 @@
 
 - `parameters`: of the whole model, through the width of the MLP; they must agree within 1 %.
 - `bytes`: everything that decoding has allocated for one sequence after `context` tokens, unused
-  slots included, through a knob that the mixer declares (`ham.model.knob`), or, for an arm with a
-  placement, through the number of layers that its own mixer takes.
+  slots included, through a knob that the mixer declares (`ham.model.knob`); for an arm
+  with eviction through the tokens that stay; for an arm with a placement also through the number of
+  layers that its own mixer takes.
 - `flops`: of training, three forward passes for every token read, through the number of steps. The
   model stays as it is, and reads more or fewer tokens.
 """
@@ -25,7 +26,7 @@ from ham.model.mixer import MixerShape
 from ham.model.sizing import MLP_MULTIPLE
 from ham.model.sizing import TOLERANCE as PARAMETER_TOLERANCE
 
-PLACEMENT = "placement.layers"
+PLACEMENT, EVICTION = "placement.layers", "eviction.tokens"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def match_rival(
         matches.append(_match_parameters(bench, rival))
     if "bytes" in budgets:
         matches += [_match_bytes(bench, rival, context, tolerance) for context in contexts]
-    if "flops" in budgets:
+    # The training of an arm that reads another one's checkpoint is that of the other one.
+    if "flops" in budgets and rival.trained:
         matches.append(_match_flops(bench, rival, tolerance))
     return matches
 
@@ -187,7 +189,7 @@ def _distance(match: Match) -> float:
 
 
 def _levers(bench: Bench, rival: ArmConfig, context: int) -> list[_Lever]:
-    """The knobs of the rival's mixer, then the layers that it takes."""
+    """The knobs of the rival's mixer, its eviction, then the layers that it takes."""
     name, model = f"{rival.name}@{context}", bench.config.model
     shape = MixerShape(model.width, model.heads, 0, model.layers, model.max_positions)
     options = bench.options(rival)
@@ -203,6 +205,9 @@ def _levers(bench: Bench, rival: ArmConfig, context: int) -> list[_Lever]:
                 lambda value, knob=knob: changed(rival, {knob.option: value}, name=name),
             )
         )
+    if rival.eviction is not None:
+        tokens = range(rival.eviction.always_kept + 1, context + 1)
+        levers.append(_Lever(EVICTION, tokens, 0, lambda value: _evicted(rival, value, name)))
     if rival.placement is not None and model.layers > 1:
         layers = [_spread(count, model.layers) for count in range(1, model.layers)]
         start = len(rival.placement.chosen(model.layers)) - 1
@@ -219,6 +224,11 @@ def _spread(count: int, layers: int) -> list[int]:
 def _placed(rival: ArmConfig, layers: list[int], name: str) -> ArmConfig:
     between = rival.placement.between.model_dump(mode="json", exclude_unset=True)
     return changed(rival, {}, name=name, placement={"layers": layers, "between": between})
+
+
+def _evicted(rival: ArmConfig, tokens: int, name: str) -> ArmConfig:
+    eviction = rival.eviction.model_dump(mode="json", exclude_none=True, exclude={"fraction"})
+    return changed(rival, {}, name=name, eviction={**eviction, "tokens": tokens})
 
 
 def _match_flops(bench: Bench, rival: ArmConfig, tolerance: float) -> Match:

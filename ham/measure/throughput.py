@@ -35,6 +35,7 @@ class Measurement:
     Attributes:
         tokens_T: One long stretch of test text.
         device_name: Name of the device, for percentages of peak.
+        trains: Whether a training step is measured.
     """
 
     model: DecoderLM
@@ -43,6 +44,13 @@ class Measurement:
     training: TrainConfig
     writer: RowWriter
     device_name: str
+    trains: bool = True
+
+    @property
+    def parts(self) -> list[Callable[[int], None]]:
+        """What is measured at every context."""
+        training = [self._training_step] if self.trains else []
+        return [self._prefill, self._decode, *training]
 
     def run(self, report: Callable[[str], None]) -> None:
         """Measure every context in the arithmetic of the training run.
@@ -54,7 +62,7 @@ class Measurement:
 
     def _run_cells(self, report: Callable[[str], None]) -> None:
         for context in self.settings.contexts:
-            for part in (self._prefill, self._decode, self._training_step):
+            for part in self.parts:
                 report(f"{part.__name__.strip('_')} {context}")
                 self._guarded(part, context)
         report("growth")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,17 @@ def save_model(
     )
 
 
-def load_model(folder: str | os.PathLike, device: str | torch.device = "cpu") -> DecoderLM:
+def load_model(
+    folder: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    configure: Callable[[ModelConfig], ModelConfig] | None = None,
+) -> DecoderLM:
     """Read a model in evaluation mode.
+
+    Args:
+        folder: Where it is.
+        device: Where to.
+        configure: Gets the stored configuration and returns the one to build around the weights.
 
     Raises:
         MissingDataError: If the folder holds no model.
@@ -83,7 +93,8 @@ def load_model(folder: str | os.PathLike, device: str | torch.device = "cpu") ->
             f"{weights} does not match the checksum in model.json: truncated or changed; "
             "delete the folder and train again"
         )
-    model = DecoderLM(ModelConfig.from_dict(description["config"]))
+    config = ModelConfig.from_dict(description["config"])
+    model = DecoderLM(config if configure is None else configure(config))
     try:
         tensors = load_file(weights)
         model.load_state_dict(

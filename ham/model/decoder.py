@@ -307,6 +307,14 @@ class DecoderLM(nn.Module):
         ]
         return StateBytes(**{name: sum(layer[name] for layer in layers) for name in layers[0]})
 
+    def held_share(self, position: int) -> float | None:
+        """Share of the `position` tokens read that is in the caches, where a schedule decides.
+
+        The mean over layers; None if one of them has no such share.
+        """
+        shares = [block.mixer.held_share(position) for block in self.blocks]
+        return None if None in shares else sum(shares) / len(shares)
+
     def check_length(self, length: int) -> None:
         """Check that the model may read a sequence of `length` tokens.
 

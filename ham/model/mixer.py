@@ -241,6 +241,13 @@ class SequenceMixer(nn.Module, ABC):
         float64 when `element_size` is 8).
         """
 
+    def held_share(self, position: int) -> float | None:
+        """Share of the `position` >= 1 tokens read that is in the cache, where a schedule decides.
+
+        1 for full attention; None where a router or a window decides, or there is no cache.
+        """
+        return None
+
     def end_step(self) -> None:
         """Called once after each optimiser step, unless there is a `controller`.
 

@@ -9,6 +9,7 @@ import torch
 
 from ham.config import ArmConfig, Config
 from ham.errors import ConfigError
+from ham.eviction.arm import evicted_config
 from ham.model.decoder import DecoderLM
 from ham.model.model_config import ModelConfig
 
@@ -46,7 +47,7 @@ def model_config(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelC
     Raises:
         ConfigError: If no MLP width brings the arm within 1 % of the first arm.
     """
-    plain, reference = plain_model(config, arm, vocabulary_size), config.arms[0]
+    plain, reference = plain_model(config, arm, vocabulary_size), config.reference
     if not config.model.match_parameters or arm == reference:
         return plain
     target = parameter_count(plain_model(config, reference, vocabulary_size))
@@ -86,6 +87,10 @@ def parameter_count(config: ModelConfig) -> int:
 
 def plain_model(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelConfig:
     """The configuration of one arm's model with the usual MLP width."""
+    if arm.checkpoint_of is not None:
+        return evicted_config(
+            plain_model(config, config.arm(arm.checkpoint_of), vocabulary_size), arm
+        )
     return ModelConfig(
         arm=arm.name,
         mixer=arm.mixer,

@@ -15,7 +15,7 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9
 # Uses of the hash that must not repeat each other's numbers.
-RANDOM_STREAM, TIE_STREAM, EXPLORATION_STREAM = 1, 2, 3
+RANDOM_STREAM, TIE_STREAM, EXPLORATION_STREAM, EVICTION_STREAM = 1, 2, 3, 4
 
 
 def hash_uniform(key: tuple[int, ...], *indices: Tensor) -> Tensor:

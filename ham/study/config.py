@@ -179,6 +179,11 @@ class MqarConfig(Strict):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must differ; received {values}")
+        for arm in self.arms:
+            if not arm.trained:
+                raise ValueError(
+                    f"arm {arm.name!r} reads a checkpoint; the study trains all of its arms"
+                )
         if self.tuning_seed in self.seeds:
             raise ValueError(
                 f"tuning_seed {self.tuning_seed} must not be one of seeds {self.seeds}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ham.model.decoder import DecoderOutput
-from ham.model.mixer import MixerAux, StateBytes
+from ham.model.mixer import MixerAux
 from ham.train.shards import ShardWriter
 from ham.train.tokenizer import ByteTokenizer
 
@@ -33,9 +33,8 @@ class UniformModel(torch.nn.Module):
         )
         self.batches: list[tuple[int, int]] = []
 
-    def state_bytes(self, position: int, element_size: int) -> StateBytes:
+    def held_share(self, position: int) -> None:
         """Nothing is remembered."""
-        return StateBytes()
 
     def check_scores(self) -> None:
         """There is no router."""

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from ham.errors import HamError
 from ham.workflow import (
     SPLITS,
+    checkpoint_folder,
     gpus_per_job,
     inspection_pages,
     limit_gpus,
@@ -35,6 +36,7 @@ REPORT = report_folder(CONFIG)
 JOB = f"{RUN}/models/{{arm}}/seed{{seed}}"
 LOG = f"{RUN}/logs/{{arm}}/seed{{seed}}"
 MIXERS = {arm.name: arm.mixers for arm in CONFIG.arms}
+TRAINED = "|".join(re.escape(arm.name) for arm in CONFIG.arms if arm.trained)
 GPU = gpus_per_job(CONFIG)
 FULL = CONFIG.scale == "full"
 MEMORY_MB = 32000 if FULL else 3500
@@ -43,6 +45,11 @@ MEMORY_MB = 32000 if FULL else 3500
 shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
 if GPU:
     limit_gpus(workflow)
+
+
+def checkpoint_read(wildcards):
+    """The checkpoint that a job of this arm and seed reads."""
+    return checkpoint_folder(CONFIG, wildcards.arm, wildcards.seed)
 
 
 wildcard_constraints:

@@ -3,7 +3,7 @@ rule evaluate:
     input:
         data=rules.prepare.output.summary,
         shards=rules.prepare.output.shards,
-        checkpoint=rules.train.output.checkpoint,
+        checkpoint=checkpoint_read,
     output:
         rows=f"{JOB}/evaluate.rows.jsonl",
         manifest=f"{JOB}/evaluate.manifest.json",

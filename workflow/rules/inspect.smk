@@ -3,7 +3,7 @@ rule inspect:
     input:
         data=rules.prepare.output.summary,
         shards=rules.prepare.output.shards,
-        checkpoint=rules.train.output.checkpoint,
+        checkpoint=checkpoint_read,
     output:
         page=report(
             f"{REPORT}/inspect/{{arm}}-seed{{seed}}.html",
@@ -21,6 +21,7 @@ rule inspect:
         mem_mb=MEMORY_MB,
         runtime="30m",
     params:
+        file=CONFIG_FILE,
         code=lambda wildcards: stage_fingerprint("inspect", MIXERS[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "inspect", wildcards.arm),
         data=subpath(input.data, parent=True),
@@ -29,4 +30,5 @@ rule inspect:
         "Inspect {wildcards.arm}, seed {wildcards.seed}: which tokens it keeps"
     shell:
         "python -m ham inspect {input.checkpoint} --sample {params.data}/test.tokens"
+        " --config {params.file} --arm {wildcards.arm}"
         " --device {params.device} --out {output.page} > {log} 2>&1"

@@ -3,7 +3,7 @@ rule measure:
     input:
         data=rules.prepare.output.summary,
         shards=rules.prepare.output.shards,
-        checkpoint=rules.train.output.checkpoint,
+        checkpoint=checkpoint_read,
     output:
         rows=f"{JOB}/measure.rows.jsonl",
         manifest=f"{JOB}/measure.manifest.json",

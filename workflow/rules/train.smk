@@ -9,6 +9,8 @@ rule train:
         manifest=f"{JOB}/train.manifest.json",
     log:
         f"{LOG}/train.log",
+    wildcard_constraints:
+        arm=TRAINED,
     retries: 2 if FULL else 0
     conda:
         ENVIRONMENT
