@@ -69,6 +69,21 @@ class DecoderOutput:
         return sum(per_layer) / len(per_layer) if per_layer else None
 
 
+def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per token, in float32 or wider."""
+    logits_NV = logits_BTV.flatten(0, 1)
+    logits_NV = logits_NV.float() if logits_NV.element_size() < 4 else logits_NV
+    return F.cross_entropy(logits_NV, targets_BT.flatten())
+
+
+def add_auxiliary_losses(loss: Tensor, reports: Sequence[MixerAux]) -> Tensor:
+    """`loss` with those that layers report."""
+    for aux in reports:
+        if aux.loss is not None:
+            loss = loss + aux.loss
+    return loss
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x))."""
 
@@ -180,12 +195,12 @@ class DecoderLM(nn.Module):
     ) -> tuple[Tensor, DecoderOutput]:
         """Mean cross-entropy in nats per token, plus the auxiliary losses of the mixers."""
         output = self(inputs_BT, wanted_BT)
-        logits = output.logits_BTV.flatten(0, 1).float()
-        loss = F.cross_entropy(logits, targets_BT.flatten())
-        for aux in output.aux:
-            if aux.loss is not None:
-                loss = loss + aux.loss
-        return loss, output
+        loss = next_token_loss(output.logits_BTV, targets_BT)
+        return add_auxiliary_losses(loss, output.aux), output
+
+    def head_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token, from what the last block gave."""
+        return next_token_loss(self._logits(x_BTD), targets_BT)
 
     def init_state(self, batch_size: int, dtype: torch.dtype | None = None) -> DecoderState:
         """Empty decoding memories; KV in `dtype`, by default that of autocast or the weights."""

@@ -18,33 +18,41 @@ _GOLDEN = 0x9E3779B9
 RANDOM_STREAM, TIE_STREAM, EXPLORATION_STREAM, EVICTION_STREAM = 1, 2, 3, 4
 
 
-def hash_uniform(key: tuple[int, ...], *indices: Tensor) -> Tensor:
+def hash_uniform(key: tuple[int, ...] | Tensor, *indices: Tensor) -> Tensor:
     """Float32 numbers in [0, 1) that look independent and uniform.
 
     Murmur3's 32-bit finaliser after each value. Products wrap around in int64, which leaves the 32
     bits that are kept exact on every device.
 
     Args:
-        key: Integers, e.g. (stream, seed, layer).
+        key: Integers, e.g. (stream, seed, layer), or `hash_key` of them as an int64 scalar: a
+            compiler would make code of its own for every integer.
         indices: Int64 tensors that broadcast against each other.
     """
+    state = key if isinstance(key, Tensor) else hash_key(key)
     if torch.compiler.is_compiling():
-        return _opaque_hash(list(key), list(indices))
-    return _hash(key, indices)
+        if not isinstance(state, Tensor):
+            state = indices[0].new_full((), state)
+        return _opaque_hash(state, list(indices))
+    return _hash(state, indices)
 
 
-def _hash(key: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+def hash_key(key: tuple[int, ...]) -> int:
+    """The state of the hash after the integers of a key."""
     state = 0
     for part in key:
         state = _mixed((state + part * _GOLDEN) & _MASK)
-    mixed: Tensor | int = state
+    return state
+
+
+def _hash(state: Tensor | int, indices: Sequence[Tensor]) -> Tensor:
     for index in indices:
-        mixed = _mixed((mixed + index * _GOLDEN) & _MASK)
-    return (mixed >> 8).float() * 2.0**-24
+        state = _mixed((state + index * _GOLDEN) & _MASK)
+    return (state >> 8).float() * 2.0**-24
 
 
 @torch.library.custom_op("ham::hash_uniform", mutates_args=())
-def _opaque_hash(key: list[int], indices: list[Tensor]) -> Tensor:
+def _opaque_hash(key: Tensor, indices: list[Tensor]) -> Tensor:
     """`_hash` as one operator: inductor takes indices for 32-bit numbers and fails at `_GOLDEN`."""
     return _hash(key, indices)
 

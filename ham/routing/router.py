@@ -18,6 +18,7 @@ from ham.routing.controls import (
     EXPLORATION_STREAM,
     RANDOM_STREAM,
     TIE_STREAM,
+    hash_key,
     hash_uniform,
     periodic_mask,
     positions,
@@ -28,6 +29,8 @@ from ham.routing.threshold import ThresholdController, WideBuffers
 
 if TYPE_CHECKING:
     from ham.layer import HamOptions
+
+STREAMS = (RANDOM_STREAM, TIE_STREAM, EXPLORATION_STREAM)
 
 TIE_SCALE = 1e-3
 """By how much tied tokens are told apart: in nats (lexical), in standard deviations (learned)."""
@@ -121,6 +124,9 @@ class Router(nn.Module):
         self.options = options
         self.layer = shape.layer
         self.heads = shape.heads
+        # As a tensor, so that `torch.compile` makes one code for all layers.
+        self.register_buffer("keys_S", torch.zeros(len(STREAMS), dtype=torch.int64), False)
+        self.fill_tables()
         self.per_head = options.reduction == "per_head"
         self.controller = _make_controller(shape, options)
         self.learned = LearnedScore(shape.width) if options.score == "learned" else None
@@ -132,6 +138,11 @@ class Router(nn.Module):
                     f"vocabulary_size {shape.vocabulary_size}"
                 )
             self.surprise = UnigramSurprise(shape.vocabulary_size)
+
+    def fill_tables(self) -> None:
+        """Compute the keys of the hash, which are not stored with the weights."""
+        for row, stream in enumerate(STREAMS):
+            self.keys_S[row] = hash_key((stream, self.options.routing_seed, self.layer))
 
     @property
     def kernel_score(self) -> ScoreName | None:
@@ -211,14 +222,17 @@ class Router(nn.Module):
         return wanted_BT.float() + self._tie(position_BT)
 
     def _random(self, position_BT: Tensor, shape: torch.Size) -> Tensor:
-        key = (RANDOM_STREAM, self.options.routing_seed, self.layer)
+        key = self._key(RANDOM_STREAM)
         if not self.per_head:
             return hash_uniform(key, position_BT).expand(shape)
         head_H = torch.arange(self.heads, device=position_BT.device)
         return hash_uniform(key, position_BT[..., None], head_H).expand(*shape, self.heads)
 
     def _tie(self, position_BT: Tensor) -> Tensor:
-        return hash_uniform((TIE_STREAM, self.options.routing_seed, self.layer), position_BT)
+        return hash_uniform(self._key(TIE_STREAM), position_BT)
+
+    def _key(self, stream: int) -> Tensor:
+        return self.keys_S[STREAMS.index(stream)]
 
     def _told_apart(self, logit_BT: Tensor, position_BT: Tensor) -> Tensor:
         """Break ties: in the first layer equal tokens have equal logits, a tenth of a text each."""
@@ -230,8 +244,9 @@ class Router(nn.Module):
         if self.learned is None or not self.training or self.options.exploration == 0:
             return None
         row_B1 = torch.arange(score_BT.shape[0], device=score_BT.device)[:, None]
-        key = (EXPLORATION_STREAM, self.options.routing_seed, self.layer)
-        chance_BT = hash_uniform(key, self.controller.steps, row_B1, position_BT)
+        chance_BT = hash_uniform(
+            self._key(EXPLORATION_STREAM), self.controller.steps, row_B1, position_BT
+        )
         return chance_BT < self.options.exploration
 
     def _hints(self, hints: RoutingHints | None) -> RoutingHints:

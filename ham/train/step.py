@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +22,9 @@ from ham.config import TrainConfig
 from ham.errors import DeviceError
 from ham.kernels.sdpa import fastest_first
 from ham.model.decoder import DecoderLM
+from ham.model.mixer import MixerAux
 from ham.model.precision import precision_context
+from ham.train.compiled import CompiledLoss
 from ham.train.optimiser import make_capturable, set_learning_rate
 
 COMPILED_STEPS = 3
@@ -85,7 +87,7 @@ class OptimiserStep:
             raise DeviceError(f"train.launch 'cuda_graph' needs a CUDA device, not {model.device}")
         self._wants_graph = settings.launch != "eager" and on_gpu
         self._plain_steps = 0
-        self._compiled = torch.compile(self._loss, dynamic=False) if settings.compile else None
+        self._compiled = CompiledLoss(model) if settings.compile else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._result: StepResult | None = None
@@ -114,13 +116,13 @@ class OptimiserStep:
     def _run_plainly(self, batch: list[Tensor]) -> StepResult:
         # The quantile at which thresholds start is taken by code that is not to be compiled.
         started = all([controller.settle() for controller in self.model.controllers])
-        function = self._compiled if self._compiled is not None and started else self._loss
-        self.launch_mode = "eager" if function == self._loss else "compiled"
+        compiled = self._compiled if started else None
+        self.launch_mode = "eager" if compiled is None else "compiled"
         self._plain_steps += 1
         if not self._wants_graph or self._plain_steps <= COMPILED_STEPS:
-            return self._step(function, batch)
+            return self._step(batch, compiled)
         with waits() as found:
-            result = self._step(function, batch)
+            result = self._step(batch, compiled)
         if found:
             self._refuse(found[0])
         return result
@@ -128,12 +130,11 @@ class OptimiserStep:
     def _capture(self, batch: list[Tensor]) -> None:
         """Record a step; where torch cannot, `_refuse`."""
         self._inputs = [tokens_BT.clone() for tokens_BT in batch]
-        function = self._compiled or self._loss
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self._result = self._step(function, self._inputs)
+                self._result = self._step(self._inputs, self._compiled)
         except RuntimeError as error:
             self._refuse(str(error))
             return
@@ -145,9 +146,7 @@ class OptimiserStep:
             raise DeviceError(reason)
         self._wants_graph, self.note = False, reason
 
-    def _step(
-        self, loss_of: Callable[[Tensor, Tensor], StepResult], batch: list[Tensor]
-    ) -> StepResult:
+    def _step(self, batch: list[Tensor], compiled: CompiledLoss | None) -> StepResult:
         self.optimiser.zero_grad(set_to_none=True)
         parts = self.settings.accumulate
         device = self.model.device
@@ -155,16 +154,16 @@ class OptimiserStep:
         shares: list[list[Tensor]] = []
         for inputs_BT, targets_BT in zip(*(each.chunk(parts) for each in batch), strict=True):
             with fastest_first(device), precision_context(device, self.settings.precision):
-                made = loss_of(inputs_BT, targets_BT)
-            (made.loss / parts).backward()
-            total += made.loss.detach() / parts
-            shares.append(made.fractions)
+                loss, reports = (compiled or self._plain_loss)(inputs_BT, targets_BT)
+            (loss / parts).backward()
+            total += loss.detach() / parts
+            kept = [aux.kept_share_BT() for aux in reports]
+            shares.append([share_BT.mean() for share_BT in kept if share_BT is not None])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         self.optimiser.step()
         self.model.end_step()
         return StepResult(total, [torch.stack(layer).mean() for layer in zip(*shares, strict=True)])
 
-    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> StepResult:
+    def _plain_loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, list[MixerAux]]:
         loss, output = self.model.loss(inputs_BT, targets_BT)
-        kept = [aux.kept_share_BT() for aux in output.aux]
-        return StepResult(loss, [share_BT.mean() for share_BT in kept if share_BT is not None])
+        return loss, output.aux
