@@ -71,7 +71,7 @@ def rate_overrides(arguments: argparse.Namespace, config: Config) -> list[str]:
 
     if arguments.tuned is not None:
         tuning_of(config)
-        return [f"train.learning_rate={chosen_rate(arguments.tuned, config, arguments.arm)!r}"]
+        return [_rate_override(chosen_rate(arguments.tuned, config, arguments.arm))]
     if arguments.learning_rate is None:
         if config.tuning is not None:
             raise ConfigError(
@@ -86,11 +86,18 @@ def rate_overrides(arguments: argparse.Namespace, config: Config) -> list[str]:
         )
     rate = legal_rate(config, arguments.learning_rate, "--learning-rate")
     return [
-        f"train.learning_rate={rate!r}",
+        _rate_override(rate),
         f"train.steps={tuning.steps or config.train.steps}",
         f"seeds=[{tuning.seed}]",
         "tuning=null",
     ]
+
+
+def _rate_override(rate: float) -> str:
+    """As YAML writes it: what Python calls 1e-05 is a text there."""
+    import yaml
+
+    return f"train.learning_rate={yaml.safe_dump(rate).split()[0]}"
 
 
 def _tune(job: Job, trainer: object, arguments: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def checkpoint_read(wildcards):
 wildcard_constraints:
     arm="|".join(re.escape(arm.name) for arm in CONFIG.arms),
     seed="|".join(str(seed) for seed in CONFIG.seeds),
-    rate="[0-9.e-]+",
+    rate="[0-9.e+-]+",
 
 
 onstart:
