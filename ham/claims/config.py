@@ -158,6 +158,8 @@ class Test(Strict):
             raise ValueError(
                 "a timing rests on cells, not on seeds: no family, no same_fraction, no same_metric"
             )
+        if self.test == "timing" and len(self.reference) > 1:
+            raise ValueError("a timing has one reference; use several tests")
         legal = self._units()
         if self.delta.unit not in legal:
             raise ValueError(

@@ -1,7 +1,8 @@
 """The rows that claims are judged by: which run made each, and whether that was a smoke run.
 
-A run is one folder. Its rows lie anywhere below it in `*.rows.jsonl`; the manifests beside them say
-which configuration made them and at what scale. Comparisons never mix rows of different runs.
+A run is a folder with a `config.yaml`, or the folder given where there is none below it. Its rows
+lie anywhere below it in `*.rows.jsonl`; the manifests beside them say which configuration made them
+and at what scale. Comparisons never mix rows of different runs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ham.errors import MissingDataError
 from ham.report.aggregate import Results
 from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import Row, read_rows
+
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def observe(
 
 
 def read_evidence(places: Sequence[str | os.PathLike]) -> list[Observation]:
-    """The rows below folders, each of which is one run; a rows file alone is a run too.
+    """The rows below folders; a rows file alone is a run too.
 
     Raises:
         MissingDataError: If a place does not exist or holds no rows.
@@ -84,7 +87,20 @@ def read_evidence(places: Sequence[str | os.PathLike]) -> list[Observation]:
         files = [place] if place.is_file() else sorted(place.rglob("*.rows.jsonl"))
         if not files:
             raise MissingDataError(f"{place} holds no *.rows.jsonl file")
-        beside = [path for path in map(manifest_path, files) if path.is_file()]
-        manifests = [read_manifest(path) for path in beside]
-        found += observe(read_rows(files), manifests, place.as_posix())
+        for run, own in _by_run(place, files).items():
+            beside = [path for path in map(manifest_path, own) if path.is_file()]
+            manifests = [read_manifest(path) for path in beside]
+            found += observe(read_rows(own), manifests, run.as_posix())
     return found
+
+
+def _by_run(place: Path, files: list[Path]) -> dict[Path, list[Path]]:
+    """Files by the nearest folder with a configuration; among such runs, others by their folder."""
+    runs = set() if place.is_file() else {path.parent for path in place.rglob(CONFIG_FILE)}
+    if not runs:
+        return {place: files}
+    grouped: dict[Path, list[Path]] = {}
+    for file in files:
+        run = next((folder for folder in file.parents if folder in runs), file.parent)
+        grouped.setdefault(run, []).append(file)
+    return grouped

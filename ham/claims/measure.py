@@ -136,6 +136,9 @@ def _over_seeds(
         named = [(side.name, values) for side, values in zip(sides, per_side, strict=True)]
         result.margins = _curve_margins(test, named, result)
     else:
+        if test.delta.unit == RELATIVE and any(0 in values for values in per_side[1:]):
+            result.problems.append("a reference is 0, so that nothing is relative to it")
+            return
         result.margins = _comparisons(test, per_side)
         _check_same_fraction(result, test, gathered)
 
@@ -244,30 +247,24 @@ def _check_same_metric(
 
 def _timing(test: Test, found: list[list[Observation]]) -> Measured:
     """Factors by cell: what both sides measured in one run, launched alike and right."""
-    arm, *references = ({_cell(one, test.where): one for one in rows} for rows in found)
+    arm, theirs = ({_cell(one, test.where): one.row for one in rows} for rows in found)
     result = Measured()
-    runs: set[str] = set()
-    counts = []
-    for side, theirs in zip(test.reference, references, strict=True):
-        # A cell that was measured in several runs counts once: the last run given.
-        cells: dict[tuple, tuple[str, Estimate, str]] = {}
-        for key in (key for key in arm if key in theirs):
-            ours, other = arm[key].row, theirs[key].row
-            name = f"{_cell_words(key, test.where)}, against {side.name}"
-            factor = _factor(ours, other, test.where)
-            if isinstance(factor, str):
-                result.notes.append(f"{name}: {factor}")
-            else:
-                cells[key[1:]] = (name, factor, key[0])
-        alone = len(arm.keys() - theirs.keys())
-        if alone:
-            result.notes.append(f"{alone} cells of {test.arms[0].name} lack {side.name}")
-        result.cells += [(name, factor) for name, factor, _ in cells.values()]
-        runs |= {run for _, _, run in cells.values()}
-        counts.append(len(cells))
-        if not cells:
-            result.problems.append(f"no cell has a time of both sides against {side.name}")
-    result.n, result.runs = min(counts), sorted(runs)
+    # A cell that was measured in several runs counts once: the last run given.
+    cells: dict[tuple, tuple[str, Estimate, str]] = {}
+    for key in (key for key in arm if key in theirs):
+        name = _cell_words(key, test.where)
+        factor = _factor(arm[key], theirs[key], test.where)
+        if isinstance(factor, str):
+            result.notes.append(f"{name}: {factor}")
+        else:
+            cells[key[1:]] = (name, factor, key[0])
+    alone = len(arm.keys() - theirs.keys())
+    if alone:
+        result.notes.append(f"{alone} cells lack {test.reference[0].name}")
+    if not cells:
+        result.problems.append("no cell has a time of both sides that counts")
+    result.cells = [(name, factor) for name, factor, _ in cells.values()]
+    result.n, result.runs = len(cells), sorted({run for _, _, run in cells.values()})
     return result
 
 

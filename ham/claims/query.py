@@ -97,11 +97,11 @@ def gather(found: Sequence[Observation], where: Where, side: Side, grid: set) ->
             return result
         mine = cells.setdefault(row.seed, {})
         key = coordinate(row, where)
-        differing = _differing_labels(mine.get(key), row)
+        differing = _differences(mine.get(key), row)
         if differing:
             result.problems.append(
                 f"ambiguous: rows of {side.name} at one seed and coordinate differ in "
-                f"{join_words(differing)}; name it under `labels` or `over`"
+                f"{join_words(differing)}; name a label under `labels` or `over`"
             )
             return result
         mine[key] = row
@@ -183,11 +183,15 @@ def _x_of(one: Observation) -> str:
     return "none" if one.row.x_value is None else f"{one.row.x_value:g}"
 
 
-def _differing_labels(first: Row | None, second: Row) -> list[str]:
+def _differences(first: Row | None, second: Row) -> list[str]:
+    """Labels in which two rows of one place differ, or that other settings made them."""
     if first is None:
         return []
     names = sorted({*first.labels, *second.labels} - set(CIRCUMSTANCES))
-    return [name for name in names if first.labels.get(name) != second.labels.get(name)]
+    found = [name for name in names if first.labels.get(name) != second.labels.get(name)]
+    if first.config_hash != second.config_hash:
+        found.append("the hash of their configuration")
+    return found
 
 
 def _words(key: Coordinate) -> str:

@@ -58,6 +58,13 @@ def test_a_timing_has_no_family():
         make_claims(make_test(test="timing", delta=delta, family="main"))
 
 
+def test_a_timing_has_one_reference():
+    delta = {"value": 1.5, "unit": "times", "reason": "x"}
+    two = [{"model": "a"}, {"model": "b"}]
+    with pytest.raises(ConfigError, match="a timing has one reference"):
+        make_claims(make_test(test="timing", delta=delta, reference=two))
+
+
 def test_ids_differ_and_a_time_has_a_zone():
     claim = {
         "id": "A",

@@ -299,7 +299,7 @@ def test_an_ambiguous_query_decides_nothing():
     rows += [row.model_copy(update={"labels": {"depth": 0.5}}) for row in rows]
     one = verdict_of(rows)
     assert one.verdict == INCONCLUSIVE
-    assert "differ in depth; name it under `labels` or `over`" in one.reason
+    assert "differ in depth; name a label under `labels` or `over`" in one.reason
     assert verdict_of(rows, make_test(where={**TEXT, "over": ["depth"]})).verdict == SUPPORTED
 
 
@@ -326,6 +326,20 @@ def test_rows_of_several_runs_are_not_pooled():
     apart = observed(seeds_of("ours", [2.0] * 3), "a") + observed(seeds_of("theirs", THEIRS), "b")
     split = judge(make_claims(make_test()), apart)[0].tests[0]
     assert (split.verdict, split.reason) == (NOT_RUN, "no run has rows of all of ours and theirs")
+
+
+def test_two_configurations_in_one_run_are_not_mixed():
+    rows = with_gain(0.05)
+    rows += [row.model_copy(update={"config_hash": "other"}) for row in rows]
+    assert "differ in the hash of their configuration" in verdict_of(rows).reason
+
+
+def test_nothing_is_relative_to_zero():
+    delta = {"value": 0.1, "unit": "relative", "reason": "x"}
+    rows = seeds_of("ours", [1.0, 1.1, 1.2]) + seeds_of("theirs", [0.0, 1.0, 1.0])
+    one = verdict_of(rows, make_test(delta=delta))
+    assert one.verdict == INCONCLUSIVE
+    assert "a reference is 0" in one.reason
 
 
 def test_realised_shares_must_agree_where_that_is_asked():

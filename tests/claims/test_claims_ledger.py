@@ -98,6 +98,15 @@ def test_evidence_knows_configuration_scale_and_time(run_folder: Path):
     assert len(alone) == 3
 
 
+def test_runs_below_one_folder_stay_apart(run_folder: Path):
+    (run_folder / "config.yaml").write_text("name: exp\n")
+    write_rows(run_folder.parent / "sweep/sweep.rows.jsonl", ROWS[:1])
+    found = read_evidence([run_folder.parent])
+    assert [one.run for one in found] == [run_folder.as_posix()] * 6 + [
+        (run_folder.parent / "sweep").as_posix()
+    ]
+
+
 def test_values_that_are_not_finite_are_failures():
     rows = [ROWS[0].model_copy(update={"value": float("nan")}), *ROWS[1:]]
     one = judge(make_claims(make_test()), observe(rows, [], "r"))[0].tests[0]
