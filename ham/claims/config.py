@@ -11,11 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ham.config import Fraction, Positive, PositiveFloat, Strict
-from ham.config_files import describe_faults, read_yaml
-from ham.errors import ConfigError
+from ham.config_files import read_yaml, validated
 from ham.fingerprint import repository_root
 from ham.report.metrics import COMPARABLE, unit
 
@@ -262,7 +261,4 @@ def parse_claims(values: dict[str, Any], source: str) -> Claims:
     Raises:
         ConfigError: With one line per fault.
     """
-    try:
-        return Claims.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source} is not valid:\n{describe_faults(error, Claims)}") from error
+    return validated(Claims, values, source)
