@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from ham.config import Fraction, Positive, PositiveFloat, Strict
 from ham.config_files import read_yaml, validated
 from ham.fingerprint import repository_root
-from ham.report.metrics import COMPARABLE, unit
+from ham.report.metrics import CLAIMABLE, unit
 
 Kind = Literal["superiority", "non_inferiority", "monotone", "threshold", "timing"]
 RELATIVE = "relative"
@@ -81,8 +81,8 @@ class Where(Strict):
     @field_validator("metric", "label")
     @classmethod
     def _is_comparable(cls, name: str | None) -> str | None:
-        if name is not None and name not in COMPARABLE:
-            raise ValueError(f"unknown metric; known: {', '.join(sorted(COMPARABLE))}")
+        if name is not None and name not in CLAIMABLE:
+            raise ValueError(f"unknown metric; known: {', '.join(sorted(CLAIMABLE))}")
         return name
 
     @field_validator("x", mode="before")

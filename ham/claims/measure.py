@@ -24,7 +24,7 @@ from ham.claims.query import (
 )
 from ham.report.formats import join_words
 from ham.report.inference import MIN_SEEDS, Margins
-from ham.report.metrics import better
+from ham.report.metrics import better_direction
 from ham.report.rows import Row
 from ham.report.statistics import Estimate, mean
 
@@ -145,7 +145,7 @@ def _over_seeds(
 
 def _comparisons(test: Test, per_side: list[list[float]]) -> list[Margins]:
     """The arm against each reference, or against the number that it must reach."""
-    sign = 1 if better(test.where.quantity) == "higher" else -1
+    sign = 1 if better_direction(test.where.quantity) == "higher" else -1
     arm, *references = per_side
     delta = test.delta.value
     if test.test == "threshold":
@@ -180,7 +180,7 @@ def _curve_margins(
     if len(curve) < test.points:
         result.problems.append(f"the curve has {len(curve)} points; it needs {test.points}")
         return []
-    sign = 1 if better(test.where.quantity) == "higher" else -1
+    sign = 1 if better_direction(test.where.quantity) == "higher" else -1
     steps = {
         f"step {first} to {second}": [sign * (y - x) for x, y in zip(before, after, strict=True)]
         for (first, before), (second, after) in itertools.pairwise(curve)

@@ -1,4 +1,7 @@
-"""What the metrics of result rows mean for a comparison: which way is better, and the unit."""
+"""What the metrics of result rows mean for a comparison: which way is better, and the unit.
+
+Both follow from the unit that ends a metric's name.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,42 @@ from ham.errors import unknown_choice
 
 Better = Literal["higher", "lower"]
 
-RATES = ("per_second", "per_s")
-# Longest first: the first ending that fits decides.
+# Chance levels, thresholds and the distance of two providers have a unit too, but no better side.
+NEUTRAL_STARTS = ("chance_", "unigram_", "threshold", "target_")
+NEUTRAL_ENDS = ("difference_nats",)
+SHARES = ("accuracy", "accuracy_norm", "precision")
+RATES = ("_per_second", "_per_s")
+LOWER_ENDS = (
+    "_ms",
+    "_seconds",
+    "_nats",
+    "_bytes",
+    "_bytes_allocated",
+    "_bytes_used",
+    "_flops",
+    "bits_per_byte",
+    "perplexity",
+    "_error",
+    "_flipped",
+)
 UNITS = {
     "bits_per_byte": "bits per byte",
     "perplexity": "perplexity",
-    "flops": "FLOPs",
-    "bytes": "bytes",
-    "nats": "nats",
-    "seconds": "s",
-    "ms": "ms",
+    "_flops": "FLOPs",
+    "_bytes": "bytes",
+    "_bytes_allocated": "bytes",
+    "_bytes_used": "bytes",
+    "_nats": "nats",
+    "_seconds": "s",
+    "_ms": "ms",
+    **dict.fromkeys(RATES, "per s"),
+    **dict.fromkeys(SHARES, "share"),
 }
-SHARES = ("accuracy", "accuracy_norm", "routed_precision", "pairs_kept_fraction")
 
-COMPARABLE = (
-    *SHARES,
+CLAIMABLE = (
+    "accuracy",
+    "accuracy_norm",
+    "routed_precision",
     "bits_per_byte",
     "byte_perplexity",
     "word_perplexity",
@@ -49,34 +73,24 @@ COMPARABLE = (
     "peak_bytes",
     "peak_memory_bytes",
 )
-"""Metrics of which more, or less, is better. Routed shares and thresholds are neither."""
+"""Metrics that a claim may be about: those of the rows of which more, or less, is better."""
 
 
-def better(metric: str) -> Better:
-    """Whether higher or lower values of a metric are better.
-
-    Raises:
-        ConfigError: For a metric that is not comparable; names those that are.
-    """
-    _check(metric)
-    return "higher" if metric in SHARES or metric.endswith(RATES) else "lower"
+def better_direction(metric: str) -> Better | None:
+    """Which direction of a metric is the better one, None where neither is."""
+    if metric.startswith(NEUTRAL_STARTS) or metric.endswith(NEUTRAL_ENDS):
+        return None
+    if metric.endswith((*SHARES, *RATES)):
+        return "higher"
+    return "lower" if metric.endswith(LOWER_ENDS) else None
 
 
 def unit(metric: str) -> str:
-    """The unit of a metric, as its name gives it.
+    """The unit of a metric that a claim may be about.
 
     Raises:
-        ConfigError: For a metric that is not comparable; names those that are.
+        ConfigError: For any other; names the legal ones.
     """
-    _check(metric)
-    if metric in SHARES:
-        return "share"
-    if metric.endswith(RATES):
-        return "tokens per s"
-    plain = metric.removesuffix("_allocated").removesuffix("_used")
-    return next(name for ending, name in UNITS.items() if plain.endswith(ending))
-
-
-def _check(metric: str) -> None:
-    if metric not in COMPARABLE:
-        raise unknown_choice("metric", metric, COMPARABLE)
+    if metric not in CLAIMABLE:
+        raise unknown_choice("metric", metric, CLAIMABLE)
+    return next(name for ending, name in UNITS.items() if metric.endswith(ending))

@@ -143,6 +143,6 @@ def _check_version(record: object, path: Path, number: int) -> None:
     version = record.get("schema_version", SCHEMA_VERSION) if isinstance(record, dict) else None
     if version not in (None, SCHEMA_VERSION):
         raise CorruptFileError(
-            f"{path} record {number} has schema version {version!r}, this ham-bench reads version "
-            f"{SCHEMA_VERSION}; read it with the ham-bench whose commit its manifest names"
+            f"{path} record {number} is not a result row: it has schema version {version!r}, this "
+            f"ham-bench reads version {SCHEMA_VERSION}; use the commit that its manifest names"
         )

@@ -82,7 +82,7 @@ def test_a_folder_without_rows_and_rows_of_another_schema(tmp_path: Path):
     with pytest.raises(MissingDataError, match=r"holds no \*\.rows\.jsonl file"):
         read_evidence([tmp_path])
     write_jsonl(tmp_path / "a.rows.jsonl", [{**ROWS[0].model_dump(), "schema_version": 2}])
-    with pytest.raises(CorruptFileError, match="record 1 has schema version 2, this ham-bench rea"):
+    with pytest.raises(CorruptFileError, match="has schema version 2, this ham-bench reads"):
         read_evidence([tmp_path])
 
 
