@@ -7,6 +7,7 @@ A tuning run (`--learning-rate`) uses the tuning seed and writes rows only.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,12 +86,13 @@ def rate_overrides(arguments: argparse.Namespace, config: Config) -> list[str]:
             f"a tuning run has seed tuning.seed, {tuning.seed}; received {arguments.seed}"
         )
     rate = legal_rate(config, arguments.learning_rate, "--learning-rate")
-    return [
-        _rate_override(rate),
-        f"train.steps={tuning.steps or config.train.steps}",
-        f"seeds=[{tuning.seed}]",
-        "tuning=null",
-    ]
+    overrides = [_rate_override(rate), f"seeds=[{tuning.seed}]", "tuning=null"]
+    if tuning.steps is None:
+        return overrides
+    # An arm may have steps of its own; in tuning runs all have the same.
+    arms = [arm.model_copy(update={"steps": None}) for arm in config.arms]
+    described = json.dumps([arm.model_dump(mode="json") for arm in arms])
+    return [*overrides, f"train.steps={tuning.steps}", f"arms={described}"]
 
 
 def _rate_override(rate: float) -> str:

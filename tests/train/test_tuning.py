@@ -10,7 +10,7 @@ import yaml
 from ham.cli import main
 from ham.cli.train import rate_overrides
 from ham.config import Config
-from ham.config_files import parse_config
+from ham.config_files import load_config, parse_config
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.files import read_json, write_json
 from ham.report.aggregate import Results
@@ -112,13 +112,20 @@ def test_what_a_rate_changes_in_the_configuration(tmp_path: Path):
     assert rate_overrides(asked(tuned=tmp_path / "c.json"), config()) == [
         "train.learning_rate=0.002"
     ]
-    assert rate_overrides(asked(learning_rate=0.004, seed=1000), config()) == [
-        "train.learning_rate=0.004",
-        "train.steps=7",
-        "seeds=[1000]",
-        "tuning=null",
-    ]
     assert rate_overrides(asked(), config(tuning=None)) == []
+
+
+@pytest.mark.parametrize(("tuning_steps", "steps"), [(7, 7), (None, 50)])
+def test_a_tuning_run_has_the_steps_of_tuning_or_of_its_arm(
+    tuning_steps: int | None, steps: int, tmp_path: Path
+):
+    arms = [{"name": "t", "mixer": "transformer", "steps": 50}]
+    given = config(arms=arms, tuning={**VALUES["tuning"], "steps": tuning_steps})
+    overrides = rate_overrides(asked(learning_rate=0.004, seed=1000), given)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(given.model_dump(mode="json")))
+    tried = load_config(tmp_path / "c.yaml", overrides)
+    assert (tried.train.learning_rate, tried.seeds, tried.tuning) == (0.004, [1000], None)
+    assert tried.training(tried.arm("t")).steps == steps
 
 
 @pytest.mark.parametrize(
