@@ -244,6 +244,25 @@ class TrainConfig(Strict):
         return self
 
 
+class TuningConfig(Strict):
+    """The learning rates that every arm is tried at; the best by validation loss is used.
+
+    The same rates, seed and steps for all arms, so that none is tuned more than another.
+    """
+
+    learning_rates: Annotated[list[PositiveFloat], Field(min_length=2)]
+    seed: NonNegative = Field(default=1000, description="Never one of the reported seeds.")
+    steps: Positive | None = Field(
+        default=None, description="Steps of a tuning run; null for those of training."
+    )
+
+    @model_validator(mode="after")
+    def _rates_differ(self) -> TuningConfig:
+        if len(set(self.learning_rates)) != len(self.learning_rates):
+            raise ValueError(f"learning_rates must differ; received {self.learning_rates}")
+        return self
+
+
 class LanguageModellingConfig(Strict):
     """Bits per byte on held-out documents, with the loss by position."""
 
@@ -326,6 +345,9 @@ class Config(Strict):
     model: SkeletonConfig = SkeletonConfig()
     arms: Annotated[list[ArmConfig], Field(min_length=1)]
     train: TrainConfig = TrainConfig()
+    tuning: TuningConfig | None = Field(
+        default=None, description="null: every arm is trained at train.learning_rate."
+    )
     evaluate: EvaluateConfig = EvaluateConfig()
     measure: MeasureConfig | None = MeasureConfig()
 
@@ -336,6 +358,10 @@ class Config(Strict):
             raise ValueError(f"arm names must differ; received {names}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ; received {self.seeds}")
+        if self.tuning is not None and self.tuning.seed in self.seeds:
+            raise ValueError(
+                f"tuning.seed {self.tuning.seed} must not be one of the reported seeds {self.seeds}"
+            )
         for index, arm in enumerate(self.arms):
             if arm.placement is not None:
                 try:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ham.config import Config
 from ham.errors import ConfigError, MissingDataError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_config(
@@ -48,10 +50,19 @@ def parse_config(values: dict[str, Any], source: str = "configuration") -> Confi
     Raises:
         ConfigError: With one line per fault: the key, what is wrong and the value received.
     """
+    return validated(Config, _lists_to_tuples(values), source)
+
+
+def validated(model: type[Model], values: dict[str, Any], source: str) -> Model:
+    """Validate a plain dictionary as any configuration class.
+
+    Raises:
+        ConfigError: With one line per fault, as `parse_config`.
+    """
     try:
-        return Config.model_validate(_lists_to_tuples(values))
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source} is not valid:\n{describe_faults(error)}") from error
+        raise ConfigError(f"{source} is not valid:\n{describe_faults(error, model)}") from error
 
 
 def describe_faults(error: ValidationError, model: type[BaseModel] | None = None) -> str:

@@ -147,6 +147,7 @@ class Plan:
         floor = steps * config.train.accumulate * self.speed.step_seconds
         stages = [
             StageCost("prepare", 1, 0.0, self._prepare_seconds()),
+            *self._tuning(parallel),
             StageCost("train", trainings, train, max(floor, self._seconds(train)), parallel),
             StageCost("evaluate", runs, evaluate, self._seconds(evaluate), parallel),
         ]
@@ -276,6 +277,21 @@ class Plan:
     def _prepare_seconds(self) -> float:
         """Encoding: 5 M tokens a second for bytes, 0.5 M for a BPE."""
         return self.corpus_tokens / (5e6 if self.config.data.tokenizer == "byte" else 5e5)
+
+    def _tuning(self, parallel: int) -> list[StageCost]:
+        """Runs that choose learning rates; none where one rate is given for all."""
+        tuning, train = self.config.tuning, self.config.train
+        if tuning is None:
+            return []
+        rates = len(tuning.learning_rates)
+        flops, floor = 0.0, 0.0
+        for arm in self._trained:
+            usual = self.config.training(self.config.arm(arm.name)).steps
+            steps = tuning.steps or usual
+            flops += rates * arm.train_flops * steps / usual
+            floor += rates * steps * train.accumulate * self.speed.step_seconds
+        runs = rates * len(self._trained)
+        return [StageCost("tune", runs, flops, max(floor, self._seconds(flops)), parallel)]
 
     def _with_start(self, stage: StageCost) -> StageCost:
         seconds = stage.seconds + stage.jobs * self.speed.job_seconds

@@ -22,7 +22,7 @@ from ham.files import stable_hash, write_text
 from ham.fingerprint import fingerprint, repository_root
 from ham.model.outside import announced
 
-STAGES = ("prepare", "train", "evaluate", "measure", "inspect", "report")
+STAGES = ("prepare", "tune", "train", "evaluate", "measure", "inspect", "report")
 SPLITS = ("train", "calibration", "validation", "test")
 RESULTS = "results/runs"
 REPORTS = "reports"
@@ -73,7 +73,34 @@ def rows_files(config: Config) -> list[str]:
     if config.measure:
         seed = config.seeds[0]
         rows += [f"{models}/{arm.name}/seed{seed}/measure.rows.jsonl" for arm in config.arms]
-    return rows
+    return rows + tuning_rows_files(config)
+
+
+def tuning_rates(config: Config) -> list[str]:
+    """The learning rates that every arm is tried at, as paths name them; none without tuning."""
+    return [] if config.tuning is None else [repr(rate) for rate in config.tuning.learning_rates]
+
+
+def tuning_folder(config: Config, arm: str, rate: str) -> str:
+    """Where the rows of one tuning run lie."""
+    return f"{run_folder(config)}/tuning/{arm}/lr{rate}"
+
+
+def tuning_rows_files(config: Config, arm: str | None = None) -> list[str]:
+    """The row files of the tuning runs, of one arm or of all."""
+    return [
+        f"{tuning_folder(config, one.name, rate)}/tuning.rows.jsonl"
+        for one in config.arms
+        for rate in tuning_rates(config)
+        if one.trained and arm in (None, one.name)
+    ]
+
+
+def tuned_file(config: Config, arm: str) -> list[str]:
+    """The file with the learning rate that was chosen for an arm; none without tuning."""
+    if config.tuning is None:
+        return []
+    return [f"{run_folder(config)}/tuning/{arm}/chosen.json"]
 
 
 def checkpoint_folder(config: Config, arm: str, seed: int | str) -> str:
@@ -163,7 +190,10 @@ def _stage_values(config: Config, stage: str, arm: ArmConfig | None) -> dict[str
         return values
     assert arm is not None
     own = {"arm": arm.model_dump(mode="json"), "device": config.device}
+    if stage == "tune":
+        return {"arm": arm.name, "tuning": values["tuning"]}
     if stage == "train":
+        tuned = {} if config.tuning is None else {"tuning": values["tuning"]}
         reference = config.reference.model_dump(mode="json")
         budget = reference if config.model.match_parameters else None
         return {
@@ -172,6 +202,7 @@ def _stage_values(config: Config, stage: str, arm: ArmConfig | None) -> dict[str
             "model": values["model"],
             "train": values["train"],
             "sized_like": budget,
+            **tuned,
         }
     if stage == "inspect":
         return own

@@ -138,7 +138,7 @@ def test_missing_gpu(in_empty_folder: Path, capsys: pytest.CaptureFixture):
 
     if torch.cuda.is_available():
         pytest.skip("this machine has the GPU whose absence is tested")
-    assert main(train_arguments(H100, "transformer")) == 2
+    assert main([*train_arguments(H100, "transformer"), "--set", "tuning=null"]) == 2
     assert_one_message(capsys.readouterr().err, "device 'cuda' was asked for, but")
     assert list(in_empty_folder.iterdir()) == []
 

@@ -39,6 +39,7 @@ def test_jobs_are_arms_times_seeds():
     jobs = {stage.stage: stage.jobs for stage in plan.stages}
     assert jobs == {
         "prepare": 1,
+        "tune": 24,
         "train": 18,
         "evaluate": 18,
         "measure": 6,

@@ -97,7 +97,17 @@ def demo(**changes: object) -> Config:
     ("name", "jobs"),
     [
         ("demo", {"train": 6, "evaluate": 6, "measure": 6, "total": 22}),
-        ("h100", {"train": 18, "evaluate": 18, "measure": 6, "total": 46}),
+        (
+            "h100",
+            {
+                "tuning_run": 24,
+                "tune": 6,
+                "train": 18,
+                "evaluate": 18,
+                "measure": 6,
+                "total": 76,
+            },
+        ),
         ("paper", {"train": 6, "evaluate": 6, "measure": 6, "total": 22}),
     ],
 )

@@ -40,6 +40,8 @@ COMMANDS = (
     "generate",
     "export",
     "mqar",
+    "claims",
+    "tune",
     "gc",
 )
 

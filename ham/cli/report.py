@@ -30,17 +30,26 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="PAGE",
         help="page of `ham inspect` to link; it must lie in the folder written",
     )
+    parser.add_argument(
+        "--claims",
+        type=Path,
+        metavar="FILE",
+        help="claims to judge (default: workflow/config/claims.yaml)",
+    )
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Read rows and manifests, write the report, name its page."""
+    from ham.claims.config import load_claims, shipped_claims
     from ham.config_files import load_config
     from ham.report.rows import read_rows
 
     rows = read_rows(arguments.rows)
     config = load_config(arguments.config) if arguments.config else None
     manifests = find_manifests(arguments.rows, arguments.manifest)
+    claims_file = shipped_claims() if arguments.claims is None else arguments.claims
+    claims = load_claims(claims_file)
     inspection = inspection_link(arguments.inspection, arguments.out)
     # After the rows are known to be good: matplotlib and pandas take a second to load.
     from ham.progress import ProgressReporter
@@ -53,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
             config=config,
             manifests=manifests,
             inspection=inspection,
+            claims=claims,
+            source=common_folder(arguments.rows),
+            claims_file=None if claims_file.resolve() == shipped_claims() else str(claims_file),
             progress=lambda name: progress.advance(note=name),
         )
     print(f"{arguments.out / 'index.html'}")
@@ -74,6 +86,15 @@ def inspection_link(page: Path | None, out: Path) -> str | None:
     if not page.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"--inspection must lie in the folder of --out, {out}; received {page}")
     return page.resolve().relative_to(out.resolve()).as_posix()
+
+
+def common_folder(rows_files: list[Path]) -> str:
+    """The folder that holds all rows files, relative to the working directory where it is below."""
+    import os
+
+    folder = Path(os.path.commonpath([path.resolve().parent for path in rows_files]))
+    here = Path.cwd()
+    return (folder.relative_to(here) if folder.is_relative_to(here) else folder).as_posix()
 
 
 def find_manifests(rows_files: list[Path], named: list[Path]) -> list[dict]:

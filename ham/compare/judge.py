@@ -21,27 +21,13 @@ from typing import Literal, NamedTuple
 
 from ham.compare.cells import Pair, variant_of
 from ham.report.aggregate import Cell, difference, summarise
+from ham.report.metrics import better_direction
 from ham.report.statistics import Estimate, mean
 
 Verdict = Literal["same", "small", "noise", "unjudged", "better", "worse", "changed"]
 COUNTED: tuple[Verdict, ...] = ("worse", "changed", "better")
 PERCENTILES = "p20_p80"
 
-# Direction by the unit that ends a metric's name. Chance levels, thresholds and the distance of two
-# providers have a unit too, but no better side.
-NEUTRAL_STARTS = ("chance_", "unigram_", "threshold", "target_")
-NEUTRAL_ENDS = ("difference_nats",)
-HIGHER_ENDS = ("accuracy", "accuracy_norm", "_per_second", "_per_s", "precision")
-LOWER_ENDS = (
-    "_ms",
-    "_seconds",
-    "_nats",
-    "_bytes",
-    "bits_per_byte",
-    "perplexity",
-    "_error",
-    "_flipped",
-)
 TIMED_ENDS = ("_ms", "_seconds", "_per_second", "_per_s")
 
 
@@ -73,15 +59,6 @@ class Difference:
     noise: Noise
     verdict: Verdict
     notes: tuple[str, ...] = ()
-
-
-def better_direction(metric: str) -> Literal["higher", "lower"] | None:
-    """Which direction of a metric is the better one, None where neither is."""
-    if metric.startswith(NEUTRAL_STARTS) or metric.endswith(NEUTRAL_ENDS):
-        return None
-    if metric.endswith(HIGHER_ENDS):
-        return "higher"
-    return "lower" if metric.endswith(LOWER_ENDS) else None
 
 
 def judge(pair: Pair, threshold: float) -> Difference | None:

@@ -27,6 +27,9 @@ from ham.report.statistics import (
 Status = Literal["ok", "partial", "failed", "not run"]
 
 
+UNREPORTED = ("tuning", "mqar_tuning")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of the report.
@@ -157,8 +160,9 @@ class Results:
         return [row for row in self.rows if row.error is not None]
 
     def seeds(self) -> list[int]:
-        """Every seed that occurs."""
-        return sorted({row.seed for row in self.rows if row.seed is not None})
+        """Every seed that is reported; those that only chose a learning rate are not."""
+        reported = [row for row in self.rows if row.experiment not in UNREPORTED]
+        return sorted({row.seed for row in reported if row.seed is not None})
 
     def devices(self) -> list[str]:
         """Every device that occurs."""

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ham.claims.config import Claims
+from ham.claims.evidence import observe
+from ham.claims.judge import judge
+from ham.claims.ledger import READER_COLUMNS, ledger_table
 from ham.files import atomic_writer, write_json, write_text
 from ham.report import table_format
 from ham.report.aggregate import Results
@@ -75,6 +79,9 @@ def build_report(
     manifests: Sequence[Manifest] = (),
     progress: Progress | None = None,
     inspection: str | None = None,
+    claims: Claims | None = None,
+    source: str = "RESULTS",
+    claims_file: str | None = None,
 ) -> dict[str, Any]:
     """Write the whole report.
 
@@ -85,6 +92,9 @@ def build_report(
         manifests: Manifests of the jobs behind the rows.
         progress: Called with a name after each piece of work.
         inspection: Page of `ham inspect` to link, relative to `out_dir`.
+        claims: Claims to judge by these rows.
+        source: Folder of the rows, as the ledger's commands name it.
+        claims_file: Where the claims are from; the shipped file when None.
 
     Returns:
         The content of `report.json`.
@@ -105,6 +115,15 @@ def build_report(
     for name, title in missing.items():
         build.skip("table", name, f"{title} (table)", "not run")
         build.remove(*(f"tables/{name}.{suffix}" for suffix in ("md", "csv", "tex")))
+    ledger = None
+    if claims is not None:
+        judged = judge(claims, observe(results.rows, manifests, source, settings))
+        ledger = ledger_table(judged, [source], claims_file)
+        reader = ledger.only(READER_COLUMNS)
+        build.text("tables/claims.md", table_format.to_markdown(reader, look.smoke))
+        build.text("tables/claims.csv", table_format.to_csv(ledger))
+        short = ledger.only(ledger.headline)
+        build.text("tables/claims.tex", table_format.to_latex(short, look.smoke))
     advance("tables")
     figures = _write_figures(build, results, look, advance)
     name = str(settings.get("name", "CONFIG"))
@@ -123,6 +142,7 @@ def build_report(
         config=settings or None,
         config_name=name,
         inspection=inspection,
+        ledger=ledger,
     )
     build.text("index.html", render_page(page))
     build.text("summary.md", _summary_markdown(page, look.smoke))
@@ -191,6 +211,10 @@ def _summary_markdown(page: Page, smoke: bool) -> str:
     headline = page.tables[0].only(page.tables[0].headline)
     lines += ["", *table_format.markdown_grid(headline), ""]
     lines += [f"{headline.note} {table_format.LEGEND}", ""]
+    if page.ledger is not None:
+        lines += ["## Claims", ""]
+        lines += [*table_format.markdown_grid(page.ledger.only(page.ledger.headline)), ""]
+        lines += [page.ledger.note, ""]
     for figure in page.figures:
         lines += [f"![{figure.title}](figures/{figure.name}.png)", ""]
         lines += [f"{figure.shown} {figure.note}", ""]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Page:
     config: Mapping[str, Any] | None
     config_name: str
     inspection: str | None = None
+    ledger: Table | None = None
 
 
 def render_page(page: Page) -> str:
@@ -106,6 +107,8 @@ def render_page(page: Page) -> str:
             }
             for table in page.tables
         ],
+        ledger=page.ledger and page.ledger.only(page.ledger.headline),
+        ledger_rows=_ledger_rows(page.ledger),
         inspection=page.inspection,
         inspection_caption=INSPECTION_CAPTION,
         failures=failure_lines(page.results.failures()),
@@ -115,6 +118,20 @@ def render_page(page: Page) -> str:
         config_text=_config_text(page.config),
         row_count=f"{len(page.results.rows):,}",
     )
+
+
+def _ledger_rows(ledger: Table | None) -> list[list[table_format.HtmlEntry]]:
+    """The lines of the ledger; sentences may break, and point at what recomputes them."""
+    if ledger is None:
+        return []
+    rows = table_format.html_rows(ledger.only(ledger.headline))
+    return [
+        [
+            replace(entry, kind="text wrap" if " " in entry.main else entry.kind, tip=tip)
+            for entry in row
+        ]
+        for row, tip in zip(rows, (str(one["command"]) for one in ledger.records), strict=True)
+    ]
 
 
 def inline_svg(svg: str, prefix: str, alt: str, styles: Mapping[str, Style]) -> Markup:

@@ -14,6 +14,7 @@ Manifest = Mapping[str, Any]
 
 STAGES = {
     "train": "train",
+    "tuning": "train",
     "throughput": "measure",
     "memory": "measure",
     "inspect": "inspect",

@@ -1,11 +1,12 @@
 """Published results: rows and manifests in git, and everything that is made from them.
 
-`results/published/<name>/` holds copies of a finished run's rows, manifests and configuration, or
-the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`), of training with each
-provider (`kernel_training.rows.jsonl`), of a sweep (`sweep.rows.jsonl`) or of the study of routing
-scores, or several of them, and the checksums of them all (`SHA256SUMS`). They are source files: no
-rule ever writes them, so a fresh machine reruns nothing. The report in `reports/published/<name>/`
-can be made again from them at any time, byte for byte; `ham.report.verify` checks that.
+`results/published/<name>/` holds copies of a finished run's rows, manifests, configuration and of
+the claims of its day, or the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`),
+of training with each provider (`kernel_training.rows.jsonl`), of a sweep (`sweep.rows.jsonl`) or of
+the study of routing scores, or several of them, and the checksums of them all (`SHA256SUMS`). They
+are source files: no rule ever writes them, so a fresh machine reruns nothing. The report in
+`reports/published/<name>/` can be made again from them at any time, byte for byte;
+`ham.report.verify` checks that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ham.claims.config import load_claims, shipped_claims
 from ham.config_files import load_config, read_yaml
 from ham.errors import ConfigError, MissingDataError
 from ham.files import atomic_writer, sha256_file, write_json, write_text
@@ -32,6 +34,7 @@ from ham.workflow import rows_files
 RESULTS = Path("results/published")
 REPORTS = Path("reports/published")
 CONFIG_FILE = "config.yaml"
+CLAIMS_FILE = "claims.yaml"
 KERNEL_ROWS = "kernel_speed.rows.jsonl"
 TRAINING_ROWS = "kernel_training.rows.jsonl"
 KERNEL_FILES = (KERNEL_ROWS, TRAINING_ROWS)
@@ -76,6 +79,7 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
         _copy(manifest_path(source), manifest_path(target))
         written.append(target)
     write_text(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json")))
+    _copy(shipped_claims(), folder / CLAIMS_FILE)
     write_checksums(folder)
     return written
 
@@ -158,9 +162,18 @@ def write_checksums(folder: Path) -> Path:
 
 
 def _build_run(config: Path, files: list[Path], target: Path) -> Path:
-    # As it was resolved then: defaults of today's code would change the page of an earlier run.
-    values = read_yaml(config)
-    build_report(read_rows(files), target, config=values, manifests=_manifests(files))
+    claims = config.with_name(CLAIMS_FILE)
+    folder = RESULTS / config.parent.name
+    build_report(
+        read_rows(files),
+        target,
+        # As it was resolved then: defaults of today's code would change the page of an earlier run.
+        config=read_yaml(config),
+        manifests=_manifests(files),
+        claims=load_claims(claims) if claims.is_file() else None,
+        source=folder.as_posix(),
+        claims_file=(folder / CLAIMS_FILE).as_posix(),
+    )
     return target / "index.html"
 
 

@@ -128,6 +128,7 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Ro
     rows = []
     for path in files:
         for number, record in enumerate(read_jsonl(path), start=1):
+            _check_version(record, Path(path), number)
             try:
                 rows.append(Row.model_validate(record))
             except ValidationError as error:
@@ -136,3 +137,12 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Ro
                     f"{Path(path)} record {number} is not a result row:\n{faults}"
                 ) from error
     return rows
+
+
+def _check_version(record: object, path: Path, number: int) -> None:
+    version = record.get("schema_version", SCHEMA_VERSION) if isinstance(record, dict) else None
+    if version not in (None, SCHEMA_VERSION):
+        raise CorruptFileError(
+            f"{path} record {number} is not a result row: it has schema version {version!r}, this "
+            f"ham-bench reads version {SCHEMA_VERSION}; use the commit that its manifest names"
+        )

@@ -123,6 +123,10 @@ def bootstrap_interval(
 ) -> Estimate:
     """Percentile bootstrap over documents of sum(numerators) / sum(denominators).
 
+    For documents within a model, or for eight seeds and more. Fewer have `t_interval`: percentiles
+    of three values cannot leave their range, which holds the mean of a symmetric distribution in
+    1 - 2 / 2^3 = 75 % of all cases.
+
     Args:
         numerators: One number a document, e.g. its bits.
         denominators: One number a document, e.g. its bytes; ones when missing, which gives
@@ -142,7 +146,8 @@ def bootstrap_interval(
     n = len(top)
     if n < MIN_BOOTSTRAP_DOCUMENTS:
         raise ValueError(
-            f"a bootstrap over documents needs at least {MIN_BOOTSTRAP_DOCUMENTS}, received {n}"
+            f"a bootstrap over documents or seeds needs at least {MIN_BOOTSTRAP_DOCUMENTS}, "
+            f"received {n}"
         )
     picks = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
     ratios = top[picks].sum(axis=1) / bottom[picks].sum(axis=1)

@@ -37,6 +37,7 @@ LATEX_SYMBOLS = {
     "±": r"$\pm$",
     "−": r"$-$",
     "Δ": r"$\Delta$",
+    "δ": r"$\delta$",
     "×": r"$\times$",
     "–": "--",
     "…": r"\ldots{}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ham.report import formats, tables_cost, tables_quality
+from ham.report import formats, tables_cost, tables_quality, tables_tuning
 from ham.report.aggregate import (
     NOT_RUN,
     Cell,
@@ -49,7 +49,10 @@ DETAIL_TABLES: dict[str, Callable[[Results], Table]] = {
 
 
 def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str]]:
-    """Every table that has rows, and the names and titles of those that were not run."""
+    """Every table that has rows, and the names and titles of those that were not run.
+
+    Learning rates are tried only where the configuration says so, so they are never "not run".
+    """
     tables, skipped = [comparison(results, look)], {}
     for name, make in DETAIL_TABLES.items():
         table = make(results)
@@ -57,6 +60,9 @@ def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str
             tables.append(table)
         else:
             skipped[name] = table.title
+    sweep = tables_tuning.tuning(results)
+    if sweep.records:
+        tables.append(sweep)
     return tables, skipped
 
 

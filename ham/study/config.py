@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ham.config import ArmConfig, Fraction, NonNegative, Positive, PositiveFloat, Strict
-from ham.config_files import describe_faults, read_yaml
-from ham.errors import ConfigError
+from ham.config_files import read_yaml, validated
 
 Filler = Literal["blank", "random"]
 Layout = Literal["prefix", "scattered"]
@@ -275,9 +274,4 @@ def parse_mqar_config(values: dict[str, Any], source: str) -> MqarConfig:
     Raises:
         ConfigError: With one line per fault.
     """
-    try:
-        return MqarConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(
-            f"{source} is not valid:\n{describe_faults(error, MqarConfig)}"
-        ) from error
+    return validated(MqarConfig, values, source)

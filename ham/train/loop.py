@@ -34,6 +34,7 @@ from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
 from ham.report.manifest import device_name
 from ham.report.rows import RowWriter
+from ham.report.statistics import mean
 from ham.train.batches import BatchSampler
 from ham.train.clock import StepClock
 from ham.train.optimiser import learning_rate, make_optimiser
@@ -41,6 +42,7 @@ from ham.train.shards import TokenShard
 from ham.train.state import load_state, random_state, restore_random_state, save_state
 from ham.train.step import OptimiserStep, StepResult
 from ham.train.tokenizer import load_tokenizer
+from ham.train.tuning import LABEL
 
 HELD_OUT_SEED = 0
 STATE_ROOT = Path("results/.state")
@@ -75,8 +77,11 @@ class Trainer:
         self.calibrated: list[float] | None = None
         self._stop_signal: int | None = None
 
-    def run(self, out_folder: Path) -> RowWriter:
+    def run(self, out_folder: Path | None) -> RowWriter:
         """Train to the end, write `out_folder/checkpoint`, return the rows.
+
+        Args:
+            out_folder: None for a run that leaves no checkpoint.
 
         Raises:
             SystemExit: With status 128 + n after signal n, once the state is saved.
@@ -249,6 +254,15 @@ class Trainer:
             "validation_fractions": list(shares.values()),
         }
 
+    def _trained_fraction(self) -> float | None:
+        """Routed share of the logged training steps, mean over layers; None without routing."""
+        shares = [
+            entry["value"]
+            for entry in self.log
+            if (entry["metric"], entry["task"]) == ("kv_fraction", "train")
+        ]
+        return mean(shares) if shares else None
+
     def _restore(self) -> None:
         state = load_state(self.state_path, self.job.device)
         if state is None:
@@ -274,12 +288,13 @@ class Trainer:
             },
         )
 
-    def _finish(self, out_folder: Path) -> RowWriter:
+    def _finish(self, out_folder: Path | None) -> RowWriter:
         tokens = self.settings.steps * self.settings.batch_size * self.config.data.context
         facts: dict[str, Any] = {"steps": self.step, "tokens": tokens, "seed": self.job.seed}
         if self.model.routes:
             facts["routing"] = self._routing_facts()
-        save_model(out_folder / "checkpoint", self.model, self.data_folder, facts)
+        if out_folder is not None:
+            save_model(out_folder / "checkpoint", self.model, self.data_folder, facts)
         writer = self.job.writer(self.model, self.optimiser_step.launch_mode)
         for entry in self.log:
             writer.add(
@@ -291,6 +306,13 @@ class Trainer:
                 x_value=entry["step"],
                 labels=entry["labels"],
             )
+        fraction = self._trained_fraction()
+        per_sequence = self.model.forward_flops(
+            self.config.data.context, 1.0 if fraction is None else fraction
+        )
+        flops = TRAINING_PASSES * per_sequence * self.settings.steps * self.settings.batch_size
+        writer.add("train", "training_flops", flops, kv_fraction=fraction)
+        writer.add("train", LABEL, self.settings.learning_rate)
         writer.add("train", "tokens_per_second", tokens / self.clock.seconds)
         writer.add("train", "wall_seconds", self.clock.seconds)
         self._add_steady_speed(writer)

@@ -69,6 +69,15 @@ def test_a_run_is_copied_whole_and_its_report_is_made(finished_run: Path) -> Non
     assert (finished_run / REPORTS / "2026-01-01-cpu" / "index.html").is_file()
 
 
+def test_published_rows_are_judged_by_the_claims_of_their_day(finished_run: Path) -> None:
+    publish_run([finished_run / "config.yaml"], "2026-01-01-cpu", finished_run)
+    assert (finished_run / RESULTS / "2026-01-01-cpu" / "claims.yaml").is_file()
+    build_published("2026-01-01-cpu", finished_run)
+    ledger = (finished_run / REPORTS / "2026-01-01-cpu/tables/claims.csv").read_text()
+    folder = f"{RESULTS.as_posix()}/2026-01-01-cpu"
+    assert f"ham claims {folder} --claims {folder}/claims.yaml --only P1" in ledger
+
+
 def test_published_results_are_never_overwritten(finished_run: Path) -> None:
     publish_run([finished_run / "config.yaml"], "x", finished_run)
     with pytest.raises(ConfigError, match="never overwritten"):

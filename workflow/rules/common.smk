@@ -20,6 +20,8 @@ from ham.workflow import (
     run_folder,
     stage_fingerprint,
     stage_hash,
+    tuned_file,
+    tuning_rows_files,
     write_config,
 )
 
@@ -55,6 +57,7 @@ def checkpoint_read(wildcards):
 wildcard_constraints:
     arm="|".join(re.escape(arm.name) for arm in CONFIG.arms),
     seed="|".join(str(seed) for seed in CONFIG.seeds),
+    rate="[0-9.e+-]+",
 
 
 onstart:

@@ -3,6 +3,7 @@ rule report:
     input:
         rows=rows_files(CONFIG),
         inspection=inspection_pages(CONFIG),
+        claims=f"{workflow.basedir}/workflow/config/claims.yaml",
     output:
         page=report(
             f"{REPORT}/index.html",
@@ -45,4 +46,4 @@ rule report:
         "Write tables, figures and the page: {output.page}"
     shell:
         "python -m ham report --rows {input.rows} --config {params.file}"
-        " --out {params.folder} {params.inspection} > {log} 2>&1"
+        " --claims {input.claims} --out {params.folder} {params.inspection} > {log} 2>&1"

@@ -1,0 +1,1 @@
+"""Claims that were stated before the runs, and what the result rows say about them."""
