@@ -33,14 +33,19 @@ class Essays:
         self.starts = np.empty(0, dtype=np.int64) if starts is None else starts
 
     @classmethod
-    def from_texts(cls, tokenizer: Tokenizer, texts: Iterable[str]) -> Essays:
-        """Tokenise texts sentence by sentence; runs of white space become one space."""
+    def from_texts(
+        cls, tokenizer: Tokenizer, texts: Iterable[str], most: int = MOST_CHARACTERS
+    ) -> Essays:
+        """Tokenise texts sentence by sentence, up to `most` characters in all.
+
+        Runs of white space become one space, as in the published haystack.
+        """
         sentences: list[str] = []
         characters = 0
         for text in texts:
-            if characters >= MOST_CHARACTERS:
+            if characters >= most:
                 break
-            plain = " ".join(text.split())[: MOST_CHARACTERS - characters]
+            plain = " ".join(text.split())[: most - characters]
             characters += len(plain)
             sentences += [f" {sentence}" for sentence in _BETWEEN_SENTENCES.split(plain)]
         if sentences:
@@ -52,9 +57,11 @@ class Essays:
         return cls(tokens, starts)
 
     @classmethod
-    def from_shard(cls, tokenizer: Tokenizer, shard: TokenShard) -> Essays:
+    def from_shard(
+        cls, tokenizer: Tokenizer, shard: TokenShard, most: int = MOST_CHARACTERS
+    ) -> Essays:
         """The documents of a shard, tokenised again with plain spaces."""
-        return cls.from_texts(tokenizer, map(tokenizer.decode, shard.documents()))
+        return cls.from_texts(tokenizer, map(tokenizer.decode, shard.documents()), most)
 
     def offset(self, rng: np.random.Generator, length: int, before: int) -> int:
         """Where a stretch of `length` tokens begins, so that a sentence begins `before` later.

@@ -7,6 +7,7 @@ strings are part of the benchmark and stand here letter by letter, the misspelt 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,12 @@ VT_EXAMPLE_TOKENS = 500
 
 VT_FEWEST_NOISES = 5
 """The published search for the number of noise lines begins here."""
+
+_NEEDLES = re.compile(
+    NEEDLE.replace(".", r"\.").format(
+        type_needle_v="(?:words|numbers|uuids)", key=r"\S+", value=r"[\w-]+"
+    )
+)
 
 Kind = Literal["words", "numbers", "uuids"]
 
@@ -123,3 +130,8 @@ def ruler_task(name: str) -> RulerTask:
     if name not in TASKS:
         raise unknown_choice("needle task", name, TASKS)
     return TASKS[name]
+
+
+def needle_spans(text: str) -> list[tuple[int, int]]:
+    """Spans [start, end), in characters, of the needles in a text."""
+    return [hit.span() for hit in _NEEDLES.finditer(text)]
