@@ -40,6 +40,7 @@ COMMANDS = (
     "generate",
     "export",
     "mqar",
+    "needle",
     "gc",
 )
 

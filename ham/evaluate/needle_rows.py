@@ -133,9 +133,10 @@ def routed_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
     """By needle: share routed in at least k layers, and share answered among those.
 
     The label `min_layers` is k = 0, 1, ..., all routing layers. Answered is teacher-forced
-    (`accuracy_if_routed`) and, where texts were generated, found in the text
-    (`string_match_if_routed`). Where no needle was routed in k layers the second kind of row is
-    missing, as there is nothing to take a share of; the first says 0.
+    (`accuracy_if_routed`, and `accuracy_if_not_routed` for the needles routed in fewer layers) and,
+    where texts were generated, found in the text (`string_match_if_routed`). Where there is no
+    such needle the row is missing, as there is nothing to take a share of; `needles_routed` says
+    how many there are.
     """
     if not asked or asked[0].score.routed is None:
         return []
@@ -150,6 +151,7 @@ def routed_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
         rows.append(share_row(int(chosen.sum()), len(chosen), "needles_routed", here))
         for metric, hits, able in (
             ("accuracy_if_routed", right, chosen),
+            ("accuracy_if_not_routed", right, ~chosen),
             ("string_match_if_routed", matched, chosen & generated),
         ):
             if able.any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ham.report import plots_cost, plots_language, plots_recall, plots_training
+from ham.report import plots_cost, plots_language, plots_needle, plots_recall, plots_training
 from ham.report.aggregate import Results
 from ham.report.plots_base import Drawing, Look
 
@@ -55,6 +55,9 @@ FIGURES = (
     ),
     FigureSpec(
         "needle", "Needle in a haystack", "needle", ("accuracy",), plots_recall.needle_accuracy
+    ),
+    FigureSpec(
+        "needle_tasks", "Needles by task", "needle", ("accuracy",), plots_needle.needle_tasks
     ),
     FigureSpec(
         "needle_kept",

@@ -159,6 +159,8 @@ def test_routed_against_answered_by_hand() -> None:
         ("accuracy_if_routed", 0): (pytest.approx(4 / 6), 6),
         ("string_match_if_routed", 0): (pytest.approx(1 / 4), 4),
         ("needles_routed", 1): (pytest.approx(4 / 6), 6),
+        ("accuracy_if_not_routed", 1): (0.5, 2),
+        ("accuracy_if_not_routed", 2): (0.5, 4),
         ("accuracy_if_routed", 1): (pytest.approx(3 / 4), 4),
         ("string_match_if_routed", 1): (pytest.approx(1 / 3), 3),
         ("needles_routed", 2): (pytest.approx(2 / 6), 6),
@@ -176,6 +178,7 @@ def test_no_needle_in_that_many_layers_has_no_accuracy() -> None:
         ("needles_routed", 0, 1.0),
         ("accuracy_if_routed", 0, 1.0),
         ("needles_routed", 1, 0.0),
+        ("accuracy_if_not_routed", 1, 1.0),
     ]
 
 

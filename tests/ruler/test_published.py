@@ -1,8 +1,9 @@
 """Our samples against the text of the published generators, given the same random choices.
 
-`published_niah.json` was written by `generate_input_output` of lm-evaluation-harness' copy of
-RULER, with the word lists and the essay that stand in it. The text of variable tracking was written
-by hand from NVIDIA's `variable_tracking.py`.
+`published.json` has ten samples of each task. Those of niah were written by `generate_input_output`
+of lm-evaluation-harness' copy of RULER (seeds 0, 1, ... but for those in which two needles touch or
+one begins or ends the essay) with our word lists and the essay in the file; those of vt by NVIDIA's
+`variable_tracking.py` with 5 to 14 lines of noise.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import pytest
 from ham.ruler import niah, variables
 from ham.ruler.haystacks import Essays, Noise
 from ham.ruler.pieces import Pieces
-from ham.ruler.sample import Context
+from ham.ruler.sample import Context, RulerSample
 from ham.ruler.scorers import clean_prediction, string_match_all, string_match_part
-from ham.ruler.tasks import DEPTHS, NOISE, TASKS, RulerTask, needle_spans
+from ham.ruler.tasks import DEPTHS, TASKS, RulerTask, needle_spans
 from ham.train.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 
-PUBLISHED = json.loads((Path(__file__).parent / "published_niah.json").read_text())
-SAMPLES: dict[str, dict[str, Any]] = PUBLISHED["samples"]
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+SAMPLES: dict[str, list[dict[str, Any]]] = PUBLISHED["samples"]
+NIAH = [name for name in SAMPLES if name != "vt"]
 LINES = 6
 
 
 @pytest.fixture(scope="module")
 def bpe() -> Tokenizer:
-    texts = [PUBLISHED["essay"], *(sample["prompt"] for sample in SAMPLES.values())]
+    texts = [PUBLISHED["essay"], *(samples[0]["prompt"] for samples in SAMPLES.values())]
     return train_bpe(texts, 400)
 
 
@@ -60,78 +62,51 @@ def published_context(
     return niah.lines_context(noise, [line.tokens for line in lines], needle, depth)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", NIAH)
 def test_niah_text_is_the_published_one(name, pieces) -> None:
-    task, chosen = TASKS[name], SAMPLES[name]
-    # Our first keys are asked for; the published code chooses which of the keys those are.
-    others = [number for number in range(task.num_keys) if number not in chosen["asked"]]
-    order = [*chosen["asked"], *others]
-    keys = [chosen["keys"][number] for number in order]
-    values = [chosen["values"][number] for number in order]
-    question = niah.make_question(pieces, task, keys, values)
-    sample = question.finish(task, published_context(pieces, task, question, chosen, order))
-    decode = pieces.tokenizer.decode
-    assert decode(sample.prompt.tolist()) == chosen["prompt"]
-    assert list(sample.references) == chosen["answers"]
-    assert decode(sample.tokens.tolist()) == f"{chosen['prompt']} {' '.join(chosen['answers'])}"
-    # Encoded in pieces or at once: the same tokens.
-    assert pieces.tokenizer.encode(chosen["prompt"]) == sample.prompt.tolist()
-    for spans in (sample.values, sample.answers):
-        found = [decode(sample.tokens[slice(*span)].tolist()) for span in spans]
-        assert found == [f" {answer}" for answer in chosen["answers"]]
-
-
-VARIABLE_TRACKING = f"""Memorize and track the chain(s) of variable assignment hidden in the \
-following text.
-
-VAR ABC = 54321
-{NOISE}
-VAR DEF = VAR ABC\x20
-{NOISE}
-VAR GHI = VAR DEF\x20
-{NOISE}
-VAR JKL = VAR GHI\x20
-{NOISE}
-VAR MNO = VAR JKL\x20
-{NOISE}
-Question: Find all variables that are assigned the value 54321 in the text above. Answer: \
-According to the chain(s) of variable assignment in the text above, 5 variables are assgined the \
-value 54321, they are:  ABC DEF GHI JKL MNO
-
-Memorize and track the chain(s) of variable assignment hidden in the following text.
-
-VAR ABCDE = 67890
-{NOISE}
-{NOISE}
-VAR FGHIJ = VAR ABCDE\x20
-{NOISE}
-VAR KLMNO = VAR FGHIJ\x20
-{NOISE}
-VAR PQRST = VAR KLMNO\x20
-{NOISE}
-VAR UVWXY = VAR PQRST\x20
-{NOISE}
-Question: Find all variables that are assigned the value 67890 in the text above. Answer: \
-According to the chain(s) of variable assignment in the text above, 5 variables are assgined the \
-value 67890, they are:"""
+    task = TASKS[name]
+    assert len(SAMPLES[name]) == 10
+    for chosen in SAMPLES[name]:
+        # Our first keys are asked for; the published code chooses which of the keys those are.
+        others = [number for number in range(task.num_keys) if number not in chosen["asked"]]
+        order = [*chosen["asked"], *others]
+        keys = [chosen["keys"][number] for number in order]
+        values = [chosen["values"][number] for number in order]
+        question = niah.make_question(pieces, task, keys, values)
+        context = published_context(pieces, task, question, chosen, order)
+        check(pieces, question.finish(task, context), chosen)
 
 
 def test_variable_tracking_text_is_the_published_one() -> None:
     pieces = Pieces(ByteTokenizer())
-    example = variables.Chain(["ABC", "DEF", "GHI", "JKL", "MNO"], "54321")
-    chain = variables.Chain(["ABCDE", "FGHIJ", "KLMNO", "PQRST", "UVWXY"], "67890")
-    chains = variables.encode_chains(pieces, [example, chain])
-    sample = variables.compose(
-        pieces, Noise(pieces), TASKS["vt"], chains, chain.names, [0, 2, 3, 4, 5], 6
-    )
-    assert bytes(sample.prompt.tolist()).decode() == VARIABLE_TRACKING
-    assert bytes(sample.tokens.tolist()).decode() == (
-        f"{VARIABLE_TRACKING} ABCDE FGHIJ KLMNO PQRST UVWXY"
-    )
-    hops = [bytes(sample.tokens[slice(*span)].tolist()).decode() for span in sample.needles]
-    assert hops[:2] == ["VAR ABCDE = 67890", "VAR FGHIJ = VAR ABCDE "]
-    names = [bytes(sample.tokens[slice(*span)].tolist()).decode() for span in sample.values]
-    assert names == [f" {name}" for name in chain.names]
+    assert len(SAMPLES["vt"]) == 10
+    for chosen in SAMPLES["vt"]:
+        chains = [variables.Chain(*chosen[key]) for key in ("example", "chain")]
+        sample = variables.compose(
+            pieces,
+            Noise(pieces),
+            TASKS["vt"],
+            variables.encode_chains(pieces, chains),
+            chains[1].names,
+            chosen["places"],
+            chosen["noises"],
+        )
+        check(pieces, sample, chosen)
+        hops = [pieces.tokenizer.decode(sample.tokens[slice(*span)]) for span in sample.needles]
+        first, second, *_ = chains[1].names
+        assert hops[:2] == [f"VAR {first} = {chains[1].value}", f"VAR {second} = VAR {first} "]
+
+
+def check(pieces: Pieces, sample: RulerSample, chosen: dict[str, Any]) -> None:
+    """Text and answers are the published ones; in pieces or at once, the tokens are the same."""
+    decode, answers = pieces.tokenizer.decode, chosen["answers"]
+    assert decode(sample.prompt.tolist()) == chosen["prompt"]
+    assert list(sample.references) == answers
+    assert decode(sample.tokens.tolist()) == f"{chosen['prompt']} {' '.join(answers)}"
+    assert pieces.tokenizer.encode(chosen["prompt"]) == sample.prompt.tolist()
+    for spans in (sample.values, sample.answers):
+        found = [decode(sample.tokens[slice(*span)].tolist()) for span in spans]
+        assert found == [f" {answer}" for answer in answers]
 
 
 def test_depths_are_the_published_grid() -> None:
@@ -150,10 +125,10 @@ def test_task_table() -> None:
 
 
 def test_needles_are_found_in_text() -> None:
-    text = SAMPLES["niah_multikey_1"]["prompt"]
+    text = SAMPLES["niah_multikey_1"][0]["prompt"]
     found = [text[start:end] for start, end in needle_spans(text)]
     assert len(found) == 4
-    assert found[0] == "One of the special magic numbers for tidy-fiddle is: 7793667."
+    assert all(one.startswith("One of the special magic numbers for ") for one in found)
 
 
 def test_scorers_by_hand() -> None:

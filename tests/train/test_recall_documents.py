@@ -70,7 +70,7 @@ def test_a_hundred_thousand_documents_a_minute(tokenizer) -> None:
     """Of 1,100 tokens; a third of the goal is the floor, so that a busy core passes."""
     seconds = []
     for seed in range(40):
-        begin = time.perf_counter()
+        begin = time.process_time()
         pairs_document(np.random.default_rng(seed), tokenizer, 83, 83)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     assert 60 / np.median(seconds) > 33_000
