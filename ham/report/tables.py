@@ -48,6 +48,9 @@ DETAIL_TABLES: dict[str, Callable[[Results], Table]] = {
     "training": tables_quality.training,
 }
 
+PARTS_OF_TABLES = {"needle_routed": "needle"}
+"""Tables that add detail to another, which already says that nothing was run."""
+
 
 def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str]]:
     """Every table that has rows, and the names and titles of those that were not run."""

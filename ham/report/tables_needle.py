@@ -61,7 +61,8 @@ def needle_routed(results: Results) -> Table:
         MODEL,
         TASK,
         Column("min_layers", "routed in at least (layers)", formats.count),
-        Column("routed", "needles", formats.share),
+        Column("count", "needles, all seeds", formats.count),
+        Column("routed", "of all", formats.share),
         Column("answered", "answered, of these", formats.share),
         Column("otherwise", "answered, of the others", formats.share),
         *_if_there(results, "string_match_if_routed", "generated", "generated, of these"),
@@ -81,6 +82,11 @@ def needle_routed(results: Results) -> Table:
                     ("generated", "string_match_if_routed"),
                 ):
                     record[key] = optional(results.pooled_cell("needle", metric, **here))
+                record["count"] = sum(
+                    round(row.value * row.n)
+                    for row in results.find("needle", "needles_routed", **here)
+                    if row.value is not None
+                )
                 records.append(record)
     note = (
         "Each answer by itself, over all lengths and depths. A needle is routed in a layer if at "

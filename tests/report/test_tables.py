@@ -198,7 +198,7 @@ def test_routed_against_answered(one_seed):
     # Three lengths of 80 answers, a quarter of them in two layers: 60, of which 0.8; 180 others.
     record = line(table, min_layers=2, **where)
     answered, expected = record["answered"].estimate, wilson_interval(48, 60)
-    assert (record["routed"].value, answered.value) == (0.25, 0.8)
+    assert (record["count"], record["routed"].value, answered.value) == (60, 0.25, 0.8)
     assert (answered.low, answered.high) == (expected.low, expected.high)
     assert record["otherwise"].value == pytest.approx(0.3)
     assert line(table, min_layers=0, **where)["otherwise"] is None
