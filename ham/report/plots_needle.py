@@ -9,13 +9,13 @@ from matplotlib.ticker import FuncFormatter
 
 from ham.report.aggregate import Point, Results
 from ham.report.formats import share, token_unit
+from ham.report.plots_axes import log_x_ticks
 from ham.report.plots_base import (
     Drawing,
     Look,
     draw_points,
     footer_text,
     legend_lines,
-    log_x_ticks,
     mark_failures,
     model_legend,
     new_figure,
