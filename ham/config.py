@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from ham.config_types import Fraction, NonNegative, Positive, PositiveFloat, Strict
 from ham.errors import unknown_choice
 from ham.eviction.options import EvictionConfig
+from ham.ruler.tasks import TASKS as RULER_TASKS
 
 EVICTED_MIXER, EVICTABLE_MIXER = "transformer_evicted", "transformer"
 """What stands in the layers of an arm with `eviction`, and what they were trained as."""
@@ -286,11 +287,47 @@ class LmEvalConfig(Strict):
 
 
 class NeedleConfig(Strict):
-    """Needle in a haystack over lengths and depths."""
+    """RULER's retrieval tasks over lengths and depths."""
 
-    lengths: list[Positive] = Field(default_factory=lambda: [256, 512])
-    depths: list[Fraction] = Field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    samples: Positive = Field(default=20, description="Needles per length and depth.")
+    tasks: Annotated[list[str], Field(min_length=1)] = Field(
+        default_factory=lambda: ["niah_single_1", "niah_single_2"],
+        description="niah_single_1..3, niah_multikey_1..3, niah_multivalue, niah_multiquery, vt.",
+    )
+    lengths: list[Positive] = Field(
+        default_factory=lambda: [512],
+        description="Tokens of prompt and answers; each task has a least length per tokenizer.",
+    )
+    task_lengths: dict[str, list[Positive]] = Field(
+        default_factory=dict, description="Lengths of single tasks, instead of `lengths`."
+    )
+    depths: Annotated[list[Fraction], Field(min_length=1)] = Field(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0]
+    )
+    samples: Positive = Field(
+        default=20,
+        description="Needles per length and depth; a task of several answers has as many in all.",
+    )
+    generate: bool = Field(
+        default=False, description="Also generate answers and score them as RULER does."
+    )
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> NeedleConfig:
+        unknown = [name for name in (*self.tasks, *self.task_lengths) if name not in RULER_TASKS]
+        if unknown:
+            raise ValueError(
+                f"unknown needle task {unknown[0]!r}; known: {', '.join(sorted(RULER_TASKS))}"
+            )
+        unused = [name for name in self.task_lengths if name not in self.tasks]
+        if unused:
+            raise ValueError(f"task_lengths names {unused[0]!r}, which is not among the tasks")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks must differ; received {self.tasks}")
+        return self
+
+    def lengths_of(self, task: str) -> list[int]:
+        """At which lengths a task is asked."""
+        return self.task_lengths.get(task, self.lengths)
 
 
 class RecallConfig(Strict):
@@ -403,7 +440,11 @@ class Config(Strict):
                 for n in evaluate.language_modelling.contexts
             ]
         if evaluate.needle:
-            lengths += [("evaluate.needle.lengths", n) for n in evaluate.needle.lengths]
+            lengths += [
+                (f"evaluate.needle, task {task},", n)
+                for task in evaluate.needle.tasks
+                for n in evaluate.needle.lengths_of(task)
+            ]
         if self.measure:
             extra = self.measure.warmup + self.measure.decode_tokens
             lengths += [

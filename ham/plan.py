@@ -17,6 +17,7 @@ from ham.config import ArmConfig, Config, TrainConfig
 from ham.measure.cost import TRAINING_PASSES
 from ham.model.decoder import DecoderLM
 from ham.model.sizing import model_config
+from ham.ruler.tasks import ruler_task
 from ham.workflow import inspection_pages
 
 # Vocabulary of tokenizers that only a download could tell.
@@ -247,8 +248,10 @@ class Plan:
             documents = evaluate.lm_eval.limit or ASSUMED_TASK_DOCUMENTS
             sequences.append((context, len(evaluate.lm_eval.tasks) * documents))
         if evaluate.needle:
-            cells = len(evaluate.needle.depths) * evaluate.needle.samples
-            sequences += [(length, cells) for length in evaluate.needle.lengths]
+            part = evaluate.needle
+            count = len(part.depths) * part.samples * (2 if part.generate else 1)
+            for task in part.tasks:
+                sequences += [(length, count) for length in part.lengths_of(task)]
         if evaluate.recall:
             sequences.append((context, len(evaluate.recall.pairs) * evaluate.recall.samples))
         if evaluate.dial and model.routes:
@@ -256,7 +259,20 @@ class Plan:
             calibration = batches * self.config.train.batch_size
             count = evaluate.dial.tokens / context + calibration
             sequences.append((context, len(evaluate.dial.fractions) * count))
-        return sum(count * model.forward_flops(length, fraction) for length, count in sequences)
+        reading = sum(count * model.forward_flops(length, fraction) for length, count in sequences)
+        return reading + self._generation_flops(model, fraction)
+
+    def _generation_flops(self, model: DecoderLM, fraction: float) -> float:
+        """New tokens of needle answers; their prompts count as reading."""
+        part = self.config.evaluate.needle
+        if part is None or not part.generate:
+            return 0.0
+        count = len(part.depths) * part.samples
+        return sum(
+            count * ruler_task(task).new_tokens * model.decode_flops(length, fraction)
+            for task in part.tasks
+            for length in part.lengths_of(task)
+        )
 
     def _measure_flops(self, model: DecoderLM, fraction: float, trained: bool) -> float:
         measure = self.config.measure

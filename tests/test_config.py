@@ -82,7 +82,7 @@ def test_later_file_overlays_maps_and_replaces_lists(tmp_path: Path):
         ({"data": {"context": 9000}}, "data.context asks for 9000 .*max_positions 8192"),
         (
             {"evaluate": {"needle": {"lengths": [9000]}}},
-            "needle.lengths asks for 9000 .*max_positions 8192",
+            "task niah_single_1, asks for 9000 .*max_positions 8192",
         ),
         ({"model": {"heads": 5}}, "width 128 is not a multiple of heads 5"),
         ({"train": {"batch_size": 6, "accumulate": 4}}, "6 is not a multiple of accumulate 4"),

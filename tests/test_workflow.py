@@ -44,7 +44,7 @@ TINY = {
     "evaluate": {
         "language_modelling": {"tokens": 512, "contexts": [64], "position_bins": 2},
         "lm_eval": {"tasks": ["held_out_perplexity"], "limit": 1},
-        "needle": {"lengths": [256], "depths": [0.5], "samples": 1},
+        "needle": {"tasks": ["niah_single_1"], "lengths": [480], "depths": [0.5], "samples": 1},
         "recall": {"pairs": [2], "samples": 1},
         "dial": {"fractions": [0.5], "tokens": 256},
     },

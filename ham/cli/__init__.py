@@ -42,6 +42,7 @@ COMMANDS = (
     "mqar",
     "claims",
     "tune",
+    "needle",
     "gc",
 )
 

@@ -1,164 +1,215 @@
-"""Needle in a haystack: a fact hidden in held-out text, asked for at the end.
+"""Needle in a haystack: RULER's retrieval tasks (`ham/ruler/README.md`), asked of one model.
 
-After RULER's single-needle task (arXiv 2404.06654), scored without sampling: the answer counts as
-right if greedy decoding would give every one of its tokens. For a model that routes, the rows also
-say which share of the needle's own tokens entered the cache.
+Two scores. Teacher-forced, a sample counts as right if greedy decoding would give every token of
+every answer, with the true answers before it in the context. Generated, RULER's own scorers look
+for the answers in the model's text. For a model that routes, the rows also say which needles
+entered the cache, in how many layers, and how often a needle was answered given that.
+
+Every model is asked the same questions: they follow from task, length, depth and number alone.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ham.errors import ConfigError
+from ham.evaluate.needle_rows import (
+    EXPERIMENT,
+    Asked,
+    answer_rows,
+    generation_rows,
+    kept_rows,
+    left_out_row,
+    routed_rows,
+    too_long_rows,
+)
 from ham.evaluate.part import EVALUATION_SEED, Cell, Fields, Subject
-from ham.evaluate.scoring import RoutingCount, RowScore
-from ham.report.statistics import wilson_interval
+from ham.evaluate.scoring import RoutingCount
+from ham.ruler.generator import RulerGenerator
+from ham.ruler.haystacks import Essays
+from ham.ruler.tasks import RulerTask, ruler_task
 
 if TYPE_CHECKING:
-    from ham.train.recall_documents import RecallDocument
+    from ham.config import NeedleConfig
+    from ham.ruler.sample import RulerSample
+    from ham.train.shards import TokenShard
     from ham.train.tokenizer import Tokenizer
 
-EXPERIMENT = "needle"
-TASK = "needle_single"
 _DEPTH_STEPS = 10_000
+
+DepthGroups = dict[float | None, list["RulerSample"]]
+
+
+class Questions:
+    """The questions of one tokenizer on one held-out split.
+
+    Args:
+        tokenizer: That of the model.
+        shard: Its documents are the essays; read when a task first needs them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, shard: TokenShard):
+        self.tokenizer = tokenizer
+        self.shard = shard
+        self._plain = RulerGenerator(tokenizer, Essays(np.empty(0, dtype=np.int64)))
+
+    def minimum_length(self, task: str) -> int:
+        """See `RulerGenerator`."""
+        return self._plain.minimum_length(task)
+
+    def ask(
+        self, task: RulerTask, length: int, depths: Sequence[float], samples: int
+    ) -> DepthGroups:
+        """Samples by depth; a task of several answers has as many in one group, without a depth."""
+        generator = self._with_essays if task.haystack == "essay" else self._plain
+        groups: dict[float | None, int] = dict.fromkeys(depths, samples)
+        if not task.has_depth:
+            groups = {None: samples * len(depths)}
+        made: DepthGroups = {}
+        for depth, count in groups.items():
+            step = _DEPTH_STEPS + 1 if depth is None else round(depth * _DEPTH_STEPS)
+            key = (EVALUATION_SEED, zlib.crc32(task.name.encode()), length, step)
+            made[depth] = [
+                generator.sample(task.name, np.random.default_rng((*key, number)), length, depth)
+                for number in range(count)
+            ]
+        return made
+
+    @cached_property
+    def _with_essays(self) -> RulerGenerator:
+        return RulerGenerator(self.tokenizer, Essays.from_shard(self.tokenizer, self.shard))
 
 
 def cells(subject: Subject) -> list[Cell]:
-    """One cell per length; it holds all depths, as its rows are equally long.
+    """One cell per task and length.
 
     Raises:
-        ConfigError: If a length is too short to hold question, answer and needle.
+        ConfigError: If a length is below the minimum of a task.
     """
-    from ham.train.recall_documents import needle_minimum_length
-
     settings = subject.config.evaluate.needle
     if settings is None:
         return []
-    minimum = needle_minimum_length(subject.tokenizer)
-    too_short = [length for length in settings.lengths if length < minimum]
-    if too_short:
-        raise ConfigError(
-            f"evaluate.needle.lengths holds {min(too_short)}; with tokenizer "
-            f"{subject.tokenizer.name!r} a needle document has at least {minimum} tokens"
-        )
-
-    def cell(length: int) -> Cell:
-        return Cell(
-            f"needle, {length} tokens",
-            [
-                {"metric": metric, **coordinates(length, depth)}
-                for depth in settings.depths
-                for metric in ("accuracy", "answer_loss_nats")
-            ],
-            lambda: measure_length(subject, length, settings.depths, settings.samples),
-        )
-
-    return [cell(length) for length in settings.lengths]
+    questions = Questions(subject.tokenizer, subject.test)
+    made = []
+    for name in settings.tasks:
+        task, minimum = ruler_task(name), questions.minimum_length(name)
+        for length in settings.lengths_of(name):
+            if length < minimum:
+                raise ConfigError(
+                    f"evaluate.needle asks {name} at {length} tokens; with tokenizer "
+                    f"{subject.tokenizer.name!r} it has at least {minimum}"
+                )
+            made.append(_cell(subject, questions, settings, task, length))
+    return made
 
 
-def coordinates(length: int, depth: float) -> Fields:
+def _cell(
+    subject: Subject, questions: Questions, settings: NeedleConfig, task: RulerTask, length: int
+) -> Cell:
+    depths: Sequence[float | None] = settings.depths if task.has_depth else [None]
+    metrics = ["accuracy", "answer_loss_nats"]
+    if settings.generate:
+        metrics.append("string_match_all")
+    return Cell(
+        f"{task.name}, {length} tokens",
+        [
+            {"metric": metric, **coordinates(task.name, length, depth)}
+            for depth in depths
+            for metric in metrics
+        ],
+        lambda: Exam(subject, task, length, settings.generate).rows(
+            questions.ask(task, length, settings.depths, settings.samples)
+        ),
+    )
+
+
+def coordinates(task: str, length: int, depth: float | None = None) -> Fields:
     """Where a needle stands in the plots."""
     return {
         "experiment": EXPERIMENT,
-        "task": TASK,
+        "task": task,
         "x_name": "length",
         "x_value": length,
-        "labels": {"depth": depth},
+        "labels": {} if depth is None else {"depth": depth},
     }
 
 
-def needle_documents(
-    tokenizer: Tokenizer, haystack: Sequence[int], length: int, depth: float, samples: int
-) -> list[RecallDocument]:
-    """The same documents for every model: the seed depends on length, depth and sample alone."""
-    from ham.train.recall_documents import needle_document
+@dataclass
+class Exam:
+    """One task at one length, asked of one model.
 
-    key = (EVALUATION_SEED, length, round(depth * _DEPTH_STEPS))
-    return [
-        needle_document(np.random.default_rng((*key, sample)), tokenizer, haystack, length, depth)
-        for sample in range(samples)
-    ]
-
-
-def measure_length(
-    subject: Subject, length: int, depths: Sequence[float], samples: int
-) -> list[Fields]:
-    """Rows of all depths at one length."""
-    haystack = subject.test.tokens
-    documents = {
-        depth: needle_documents(subject.tokenizer, haystack, length, depth, samples)
-        for depth in depths
-    }
-    routing = RoutingCount()
-    scores = subject.score(
-        [document.tokens for group in documents.values() for document in group],
-        routing,
-        keep_routed=subject.model.routes,
-    )
-    fraction = subject.kv_fraction(routing, length)
-    rows: list[Fields] = []
-    for index, (depth, group) in enumerate(documents.items()):
-        own = scores[index * samples : (index + 1) * samples]
-        common = {**coordinates(length, depth), "kv_fraction": fraction}
-        rows += _answer_rows(group, own, common)
-        if subject.model.routes:
-            rows += _kept_rows(group, own, common, list(routing.routed))
-    return rows
-
-
-def _answer_rows(
-    documents: Sequence[RecallDocument], scores: Sequence[RowScore], common: Fields
-) -> list[Fields]:
-    hits, losses = 0, []
-    for document, score in zip(documents, scores, strict=True):
-        answers = [score.span(start, end) for start, end in document.answers]
-        hits += all(greedy for _, greedy in answers)
-        tokens = sum(end - start for start, end in document.answers)
-        losses.append(-sum(log_likelihood for log_likelihood, _ in answers) / tokens)
-    accuracy = wilson_interval(hits, len(documents))
-    return [
-        {
-            **common,
-            "metric": "accuracy",
-            "value": accuracy.value,
-            "n": accuracy.n,
-            "low": accuracy.low,
-            "high": accuracy.high,
-            "interval": accuracy.interval,
-        },
-        {
-            **common,
-            "metric": "answer_loss_nats",
-            "value": float(np.mean(losses)),
-            "n": len(documents),
-        },
-    ]
-
-
-def _kept_rows(
-    documents: Sequence[RecallDocument],
-    scores: Sequence[RowScore],
-    common: Fields,
-    layers: Sequence[int],
-) -> list[Fields]:
-    """Share of the needle's tokens that were routed: mean over layers, then each layer.
-
-    Layers have a metric of their own, so that whoever looks for `kept_fraction` finds one row.
+    Attributes:
+        subject: The model.
+        task: The task.
+        length: Tokens of prompt and answers that were asked for.
+        generate: Whether to generate answers too.
     """
-    shares = []
-    for document, score in zip(documents, scores, strict=True):
-        assert document.needle is not None and score.routed is not None
-        start, end = document.needle
-        shares.append(score.routed[:, start:end].mean(axis=1))
-    per_layer = np.mean(shares, axis=0)
-    row = {**common, "metric": "kept_fraction", "n": len(documents)}
-    rows = [{**row, "value": float(per_layer.mean())}]
-    for layer, share in zip(layers, per_layer, strict=True):
-        labels = {**common["labels"], "layer": layer}
-        rows.append(
-            {**row, "metric": "kept_fraction_layer", "value": float(share), "labels": labels}
+
+    subject: Subject
+    task: RulerTask
+    length: int
+    generate: bool
+
+    def rows(self, groups: DepthGroups) -> list[Fields]:
+        """All rows of these samples; the ones beyond the model's range are counted, never cut."""
+        limit = self.subject.model.config.max_positions
+        asked = [sample for group in groups.values() for sample in group]
+        fitting = [sample for sample in asked if len(sample.tokens) <= limit + 1]
+        overall = coordinates(self.task.name, self.length)
+        missing = len(asked) - len(fitting)
+        rows = [left_out_row(overall, "samples_left_out", missing, len(asked))]
+        if not fitting:
+            error = f"all {len(asked)} samples are longer than the model's {limit} positions"
+            expected = [coordinates(self.task.name, self.length, depth) for depth in groups]
+            return rows + too_long_rows(expected, "accuracy", error)
+        routing = RoutingCount()
+        answered = self._score(fitting, routing)
+        common = {"kv_fraction": self.subject.kv_fraction(routing, self.length)}
+        if self.generate:
+            rows += self._generate(answered, overall)
+        for depth, group in groups.items():
+            here = {**coordinates(self.task.name, self.length, depth), **common}
+            own = [answered[id(sample)] for sample in group if id(sample) in answered]
+            if own:
+                rows += answer_rows(own, here)
+                rows += generation_rows(own, here)
+                rows += kept_rows(own, here, list(routing.routed))
+        return rows + routed_rows(list(answered.values()), {**overall, **common})
+
+    def _score(self, samples: list[RulerSample], routing: RoutingCount) -> dict[int, Asked]:
+        scores = self.subject.score(
+            [sample.tokens for sample in samples], routing, keep_routed=self.subject.model.routes
         )
-    return rows
+        return {
+            id(sample): Asked(sample, score) for sample, score in zip(samples, scores, strict=True)
+        }
+
+    def _generate(self, answered: dict[int, Asked], overall: Fields) -> list[Fields]:
+        """Fill in the generated texts; returns the rows of the samples without room for one."""
+        from ham.model.generation import generate
+
+        limit = self.subject.model.config.max_positions
+        room = limit - self.task.new_tokens
+        able = [asked for asked in answered.values() if len(asked.sample.prompt) <= room]
+        missing = len(answered) - len(able)
+        rows = [left_out_row(overall, "generations_left_out", missing, len(answered))]
+        if not able:
+            error = f"no prompt leaves room for {self.task.new_tokens} of {limit} positions"
+            return rows + too_long_rows([overall], "string_match_all", error)
+        tokenizer = self.subject.tokenizer
+        texts = generate(
+            self.subject.model,
+            [asked.sample.prompt.tolist() for asked in able],
+            self.task.new_tokens,
+            lambda tokens: tokens[-1] == tokenizer.end_of_text,
+            on_finished=self.subject.on_batch,
+        )
+        for asked, tokens in zip(able, texts, strict=True):
+            asked.generated = tokenizer.decode(tokens)
+        return rows

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from ham.errors import ConfigError, MissingDataError
-from ham.train.recall_documents import needle_document, needle_minimum_length
+from ham.ruler.generator import RulerGenerator
+from ham.ruler.haystacks import Essays
 from ham.train.shards import TokenShard
 from ham.train.tokenizer import Tokenizer
 
 PARAGRAPH_CHARACTERS = 1200
 HAYSTACK_TOKENS = 384
+ESSAY_CHARACTERS = 200_000
+NEEDLE_TASK = "niah_single_2"
 NEEDLE_DEPTH = 0.5
 _SEED = 20260322
 _CLOSES = re.compile(r"[.!?][\"”’']?\s")
@@ -44,12 +47,11 @@ def sample_text(shard_path: Path, tokenizer: Tokenizer) -> str:
     first = next(shard.documents(), None)
     if first is None:
         raise MissingDataError(f"{shard_path} holds no document; run `ham prepare` again")
-    length = needle_minimum_length(tokenizer) + HAYSTACK_TOKENS
-    needle = needle_document(
-        np.random.default_rng(_SEED), tokenizer, shard.tokens, length, NEEDLE_DEPTH
-    )
+    generator = RulerGenerator(tokenizer, Essays.from_shard(tokenizer, shard, ESSAY_CHARACTERS))
+    length = generator.minimum_length(NEEDLE_TASK) + HAYSTACK_TOKENS
+    needle = generator.sample(NEEDLE_TASK, np.random.default_rng(_SEED), length, NEEDLE_DEPTH)
     # The haystack is cut at tokens, which may be inside a character.
-    hidden = tokenizer.decode(needle.tokens).replace("\ufffd", "")
+    hidden = tokenizer.decode(needle.tokens.tolist()).replace("\ufffd", "")
     return f"{_stretch(tokenizer.decode(first))}\n\n{hidden}"
 
 

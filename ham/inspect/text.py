@@ -13,7 +13,7 @@ import numpy as np
 
 from ham.errors import ConfigError, MissingDataError
 from ham.inspect.classes import classify_characters, classify_tokens
-from ham.train.recall_documents import needle_spans
+from ham.ruler.tasks import needle_spans
 from ham.train.tokenizer import Tokenizer
 
 # More than the mean of any tokenizer in use; what a long file has beyond is not read.

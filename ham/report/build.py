@@ -30,7 +30,7 @@ from ham.report.plots_base import Look, save_png, save_svg, style_context
 from ham.report.provenance import Manifest, gather
 from ham.report.rows import Row
 from ham.report.summary import summary_sentences
-from ham.report.tables import all_tables
+from ham.report.tables import PARTS_OF_TABLES, all_tables
 from ham.report.tables_base import Table
 
 REPORT_VERSION = 1
@@ -113,7 +113,8 @@ def build_report(
     for table in tables:
         _write_table(build, table, look.smoke)
     for name, title in missing.items():
-        build.skip("table", name, f"{title} (table)", "not run")
+        if name not in PARTS_OF_TABLES:
+            build.skip("table", name, f"{title} (table)", "not run")
         build.remove(*(f"tables/{name}.{suffix}" for suffix in ("md", "csv", "tex")))
     ledger = None
     if claims is not None:
@@ -171,7 +172,8 @@ def _write_figures(
         for spec in FIGURES:
             drawing = spec.draw(results, look)
             if drawing is None:
-                build.skip("figure", spec.name, f"{spec.title} (figure)", spec.missing(results))
+                if spec.part_of is None:
+                    build.skip("figure", spec.name, f"{spec.title} (figure)", spec.missing(results))
                 build.remove(*(f"figures/{spec.name}.{suffix}" for suffix in ("png", "svg")))
             else:
                 svg = save_svg(drawing.figure)

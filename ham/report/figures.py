@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ham.report import plots_cost, plots_language, plots_recall, plots_training
+from ham.report import plots_cost, plots_language, plots_needle, plots_recall, plots_training
 from ham.report.aggregate import Results
 from ham.report.plots_base import Drawing, Look
 
@@ -20,6 +20,8 @@ class FigureSpec:
         experiment: Whose rows it needs.
         metrics: Metrics of that experiment that it draws.
         draw: Makes the drawing, or None when nothing was run.
+        part_of: A figure that already says that nothing was run; this one adds detail to it, where
+            there is detail, and is left out without a word where there is none.
     """
 
     name: str
@@ -27,6 +29,7 @@ class FigureSpec:
     experiment: str
     metrics: tuple[str, ...]
     draw: Callable[[Results, Look], Drawing | None]
+    part_of: str | None = None
 
     def missing(self, results: Results) -> str:
         """Why there is no drawing: not run, or every cell failed."""
@@ -55,6 +58,14 @@ FIGURES = (
     ),
     FigureSpec(
         "needle", "Needle in a haystack", "needle", ("accuracy",), plots_recall.needle_accuracy
+    ),
+    FigureSpec(
+        "needle_tasks",
+        "Needles by task",
+        "needle",
+        ("accuracy",),
+        plots_needle.needle_tasks,
+        part_of="needle",
     ),
     FigureSpec(
         "needle_kept",

@@ -26,6 +26,7 @@ from ham.report.plots_base import (
     model_title,
     new_figure,
 )
+from ham.report.rows import Row
 
 COLUMNS = 3
 # So far apart that interval bars of models with equal accuracy stay visible.
@@ -63,12 +64,15 @@ def needle_kept(results: Results, look: Look) -> Drawing | None:
 def _heat_maps(
     results: Results, look: Look, *, metric: str, title: str, subtitle: str, shown: str
 ) -> Drawing | None:
-    rows = results.find("needle", metric)
+    rows = results.find("needle", metric, keep=_has_depth)
     if not any(row.value is not None for row in rows):
         return None
-    models = [m for m in results.models if results.find("needle", metric, model=m)]
-    lengths = results.x_values("needle", metric)
+    models = [m for m in results.models if any(row.model == m for row in rows)]
+    lengths = results.x_values("needle", metric, keep=_has_depth)
     depths = results.label_values("needle", metric, "depth")
+    tasks = {row.task for row in rows}
+    if len(tasks) > 1:
+        subtitle += f", mean over {len(tasks)} tasks"
     columns = min(COLUMNS, len(models))
     figure, panels = new_figure(
         title,
@@ -86,8 +90,8 @@ def _heat_maps(
     image = None
     for index, (axes, model) in enumerate(zip(panels, models, strict=False)):
         grid = [
-            [results.cell("needle", metric, model=model, x=x, depth=depth) for x in lengths]
-            for depth in depths
+            [results.pooled_cell("needle", metric, model=model, x=x, depth=d) for x in lengths]
+            for d in depths
         ]
         image = _heat_panel(axes, grid, lengths, depths)
         model_title(axes, model, look)
@@ -100,7 +104,7 @@ def _heat_maps(
     for axes in panels[len(models) :]:
         axes.set_visible(False)
     _color_bar(figure, panels[columns - 1], image)
-    means = {m: results.pooled_cell("needle", metric, model=m) for m in models}
+    means = {m: results.pooled_cell("needle", metric, model=m, keep=_has_depth) for m in models}
     words = "; ".join(f"{m} {cell_text(means[m], share)}" for m in models)
     return Drawing(
         figure,
@@ -108,6 +112,10 @@ def _heat_maps(
         f"Brighter is more. Mean over all squares: {words}.",
         f"Heat maps over length and depth. Mean over all squares: {words}.",
     )
+
+
+def _has_depth(row: Row) -> bool:
+    return "depth" in row.labels
 
 
 def _heat_panel(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ham.report import formats, tables_cost, tables_quality, tables_tuning
+from ham.report import formats, tables_cost, tables_needle, tables_quality, tables_tuning
 from ham.report.aggregate import (
     NOT_RUN,
     Cell,
@@ -39,13 +39,17 @@ HEADLINE = (
 DETAIL_TABLES: dict[str, Callable[[Results], Table]] = {
     "language_modelling": tables_quality.language_modelling,
     "lm_eval": tables_quality.lm_eval,
-    "needle": tables_quality.needle,
+    "needle": tables_needle.needle,
+    "needle_routed": tables_needle.needle_routed,
     "recall": tables_quality.recall,
     "dial": tables_quality.dial,
     "throughput": tables_cost.throughput,
     "memory": tables_cost.memory,
     "training": tables_quality.training,
 }
+
+PARTS_OF_TABLES = {"needle_routed": "needle"}
+"""Tables that add detail to another, which already says that nothing was run."""
 
 
 def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Tables of quality: language modelling, lm-eval, needle, recall, dial, training."""
+"""Tables of quality: language modelling, lm-eval, recall, dial, training."""
 
 from __future__ import annotations
 
@@ -67,36 +67,6 @@ def lm_eval(results: Results) -> Table:
             )
     note = "Accuracies are shares in 0..1; zero-shot, all tasks of a model in one process."
     return Table("lm_eval", "lm-eval tasks", note, columns, records)
-
-
-def needle(results: Results) -> Table:
-    """Needle accuracy per length and depth, one line a length."""
-    depths = results.label_values("needle", "accuracy", "depth")
-    columns = [
-        MODEL,
-        Column("length", "length (tokens)", formats.count),
-        *(
-            Column(f"depth_{depth:g}", f"depth {depth * 100:g} %", formats.share)
-            for depth in depths
-        ),
-        Column("mean", "mean over depths", formats.share),
-        Column("kept", "needle tokens kept", formats.share),
-    ]
-    records: list[Record] = []
-    for model in models_of(results, "needle", "accuracy"):
-        for x in results.x_values("needle", "accuracy"):
-            record: Record = {"model": model, "length": x}
-            for depth in depths:
-                record[f"depth_{depth:g}"] = results.cell(
-                    "needle", "accuracy", model=model, x=x, depth=depth
-                )
-            record["mean"] = results.pooled_cell("needle", "accuracy", model=model, x=x)
-            record["kept"] = optional(
-                results.pooled_cell("needle", "kept_fraction", model=model, x=x)
-            )
-            records.append(record)
-    note = "Share of needles whose answer tokens are all right; depth 0 is the start of the text."
-    return Table("needle", "Needle in a haystack", note, columns, records)
 
 
 def recall(results: Results) -> Table:

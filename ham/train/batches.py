@@ -19,11 +19,16 @@ import torch
 from torch import Tensor
 
 from ham.errors import ConfigError
-from ham.train.recall_documents import needle_document, needle_minimum_length, pairs_document
+from ham.ruler.generator import RulerGenerator
+from ham.ruler.haystacks import Essays
+from ham.train.recall_documents import pairs_document
 from ham.train.shards import TokenShard
 from ham.train.tokenizer import Tokenizer
 
 MAX_TRAINING_PAIRS = 64
+NEEDLE_TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multikey_2")
+"""RULER tasks that recall documents are taken from, each as often; their essays are training text,
+in which a needle may stand between any two tokens."""
 
 # Streams of random numbers that must not depend on each other.
 _EPOCH_STREAM, _RECALL_STREAM, _CHOICE_STREAM = 1, 2, 3
@@ -85,7 +90,10 @@ class BatchSampler:
         self.recall_fraction = recall_fraction
         self.seed = seed
         self.windows = max(1, (len(shard.tokens) - context) // context)
-        self._has_needles = context + 1 >= needle_minimum_length(tokenizer)
+        self._needles = RulerGenerator(tokenizer, Essays(shard.tokens))
+        self._needle_tasks = [
+            task for task in NEEDLE_TASKS if context + 1 >= self._needles.minimum_length(task)
+        ]
         # Bound to this object, so that dropping a sampler drops its permutations.
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
@@ -114,13 +122,15 @@ class BatchSampler:
         return phase, rng.permutation(self.windows)
 
     def _recall_row(self, place: int) -> list[int]:
-        """One needle document, or pairs documents one after another, cut to the row."""
+        """Pairs documents one after another, in half of the rows after one needle document."""
         rng = np.random.default_rng((self.seed, _RECALL_STREAM, place))
         length = self.context + 1
-        if self._has_needles and rng.random() < 0.5:
-            depth = float(rng.random())
-            return needle_document(rng, self.tokenizer, self.shard.tokens, length, depth).tokens
         tokens: list[int] = []
+        if self._needle_tasks and rng.random() < 0.5:
+            task = self._needle_tasks[int(rng.integers(len(self._needle_tasks)))]
+            depth = float(rng.random())
+            # Needles among needles end before the row does; pairs fill it.
+            tokens += self._needles.sample(task, rng, length, depth).tokens.tolist()
         # A pair takes two lines of six bytes; at most half a row is one document. Each octave of
         # sizes gets the same share of tokens: small documents teach the look-up that large ones
         # then need (about twice as soon, in a small transformer, as with equal counts).

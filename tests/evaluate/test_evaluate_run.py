@@ -18,7 +18,7 @@ from ham.report.rows import read_rows
 EVALUATE: dict[str, Any] = {
     "language_modelling": {"tokens": 1280, "contexts": [64, 128], "position_bins": 2},
     "lm_eval": {"tasks": ["held_out_continuation"], "limit": 2},
-    "needle": {"lengths": [200], "depths": [0.5], "samples": 2},
+    "needle": {"tasks": ["niah_single_1"], "lengths": [480], "depths": [0.5], "samples": 2},
     "recall": {"pairs": [2], "samples": 2},
     "dial": {"fractions": [0.5], "tokens": 1280},
 }
@@ -125,11 +125,7 @@ def test_a_corrupt_checkpoint_leaves_earlier_results(evaluate, tmp_path: Path, c
             {"lm_eval": {"tasks": ["lambda"]}},
             "unknown lm-eval task 'lambda'; known: arc_challenge, arc_easy, boolq, held_out",
         ),
-        ({"needle": {"lengths": [20]}}, "evaluate.needle.lengths holds 20"),
-        (
-            {"needle": {"lengths": [1026]}},
-            "longer than the model's max_positions 1024",
-        ),
+        ({"needle": {"lengths": [20]}}, "evaluate.needle asks niah_single_1 at 20 tokens"),
         ({"dial": {"fractions": [1.5]}}, "evaluate.dial.fractions.0"),
         (
             {"language_modelling": {"contexts": [800], "tokens": 1}},

@@ -2,61 +2,111 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 import pytest
-from stand_ins import InductionModel, SuccessorModel, UniformModel
+import torch
+from stand_ins import SuccessorModel, UniformModel
 
 from ham.errors import ConfigError
-from ham.evaluate.needle import cells, needle_documents
-from ham.train.recall_documents import needle_minimum_length
+from ham.evaluate.needle import Questions, cells
+from ham.evaluate.needle_rows import Asked, generation_rows, routed_rows
+from ham.evaluate.scoring import RowScore
+from ham.model.decoder import DecoderOutput
+from ham.model.mixer import MixerAux
+from ham.report.statistics import wilson_interval
+from ham.ruler.generator import RulerGenerator
+from ham.ruler.haystacks import Essays
+from ham.ruler.sample import RulerSample
+from ham.ruler.tasks import TASKS
 from ham.train.tokenizer import ByteTokenizer
 
-SETTINGS = {"needle": {"lengths": [200, 260], "depths": [0.0, 0.5, 1.0], "samples": 4}}
+ONE = {"tasks": ["niah_single_2"], "lengths": [500], "depths": [0.0, 0.5, 1.0], "samples": 3}
+
+
+def settings(**changes: object) -> dict:
+    return {"needle": {**ONE, **changes}}
 
 
 def values(rows: list[dict], metric: str) -> list[float]:
     return [row["value"] for row in rows if row["metric"] == metric]
 
 
-def test_a_copying_model_finds_every_needle(make_subject) -> None:
-    for cell in cells(make_subject(InductionModel(), SETTINGS)):
+class ReadingModel(UniformModel):
+    """Looks up the needle of the key that the question ends with and says its value."""
+
+    def forward(self, tokens_BT: torch.Tensor) -> DecoderOutput:
+        logits = torch.zeros(*tokens_BT.shape, self.config.vocabulary_size)
+        for row, tokens in enumerate(tokens_BT.tolist()):
+            text = bytes(tokens).decode("latin-1")
+            key, end = next(
+                (found[1], found.end())
+                for found in re.finditer(r"for (\S+) mentioned in the provided text is", text)
+            )
+            value = re.search(rf"numbers for {key} is:( \d+)\.", text)[1]
+            for place, byte in enumerate(value.encode()):
+                if end - 1 + place < len(tokens):
+                    logits[row, end - 1 + place, byte] = 9.0
+        return DecoderOutput(logits, [MixerAux()])
+
+
+def test_a_reading_model_finds_every_needle(make_subject) -> None:
+    for cell in cells(make_subject(ReadingModel(), settings(lengths=[500, 530]))):
         rows = cell.run()
         assert values(rows, "accuracy") == [1.0, 1.0, 1.0]
         assert max(values(rows, "answer_loss_nats")) < 0.1
+        assert values(rows, "samples_left_out") == [0]
 
 
 def test_a_uniform_model_finds_none(make_subject) -> None:
-    rows = cells(make_subject(UniformModel(), SETTINGS))[0].run()
+    rows = cells(make_subject(UniformModel(), settings()))[0].run()
     assert values(rows, "accuracy") == [0.0, 0.0, 0.0]
     assert values(rows, "answer_loss_nats") == pytest.approx([np.log(257)] * 3)
-    assert values(rows, "kept_fraction") == []
-    first = rows[0]
-    assert (first["n"], first["interval"], first["low"]) == (4, "wilson95", 0.0)
+    assert values(rows, "kept_fraction") == values(rows, "needles_routed") == []
+    first = next(row for row in rows if row["metric"] == "accuracy")
+    assert (first["n"], first["interval"], first["low"]) == (3, "wilson95", 0.0)
 
 
 def test_rows_carry_their_coordinates(make_subject) -> None:
-    for length, cell in zip((200, 260), cells(make_subject(UniformModel(), SETTINGS)), strict=True):
+    changes = settings(
+        tasks=["niah_single_1", "niah_multivalue"], task_lengths={"niah_multivalue": [900, 1000]}
+    )
+    made = cells(make_subject(UniformModel(), changes))
+    assert [cell.name for cell in made] == [
+        "niah_single_1, 500 tokens",
+        "niah_multivalue, 900 tokens",
+        "niah_multivalue, 1000 tokens",
+    ]
+    for cell, length in zip(made, (500, 900, 1000), strict=True):
         rows = cell.run()
         assert {row["x_value"] for row in rows} == {length}
-        assert [row["labels"] for row in rows if row["metric"] == "accuracy"] == [
-            {"depth": 0.0},
-            {"depth": 0.5},
-            {"depth": 1.0},
+        found = [
+            (row["metric"], row["task"], row["labels"])
+            for row in rows
+            if row["metric"] in ("accuracy", "answer_loss_nats")
         ]
-        expected = {(fields["metric"], fields["labels"]["depth"]) for fields in cell.expected}
-        assert expected == {(row["metric"], row["labels"]["depth"]) for row in rows}
+        assert found == [
+            (fields["metric"], fields["task"], fields["labels"]) for fields in cell.expected
+        ]
+    # Several answers: no depth, and as many samples in all.
+    depths = [row["labels"] for row in made[0].run() if row["metric"] == "accuracy"]
+    assert depths == [{"depth": 0.0}, {"depth": 0.5}, {"depth": 1.0}]
+    (several,) = [row for row in made[1].run() if row["metric"] == "accuracy"]
+    assert several["labels"] == {} and several["n"] == 9
 
 
 def test_kept_share_is_that_of_the_needles_own_tokens(make_subject) -> None:
     """This model routes tokens with even ids, in layer 1 only."""
-    subject = make_subject(SuccessorModel(), SETTINGS)
+    subject = make_subject(SuccessorModel(), settings(samples=9))
     rows = cells(subject)[0].run()
-    for depth in (0.0, 0.5, 1.0):
-        documents = needle_documents(subject.tokenizer, subject.test.tokens, 200, depth, 4)
-        shares = [
-            np.mean(np.array(document.tokens[slice(*document.needle)]) % 2 == 0)
-            for document in documents
-        ]
+    groups = Questions(subject.tokenizer, subject.test).ask(
+        TASKS["niah_single_2"], 500, [0.0, 0.5, 1.0], 9
+    )
+    routed = []
+    for depth, samples in groups.items():
+        shares = [np.mean(sample.tokens[slice(*sample.needles[0])] % 2 == 0) for sample in samples]
         mean, layer = (
             row
             for row in rows
@@ -66,25 +116,150 @@ def test_kept_share_is_that_of_the_needles_own_tokens(make_subject) -> None:
         assert mean["labels"] == {"depth": depth}
         assert layer["labels"] == {"depth": depth, "layer": 1}
         assert layer["metric"] == "kept_fraction_layer"
+        routed += [np.mean(sample.tokens[slice(*sample.values[0])] % 2 == 0) for sample in samples]
+    shares = {
+        row["labels"]["min_layers"]: (row["value"], row["n"])
+        for row in rows
+        if row["metric"] == "needles_routed"
+    }
+    assert shares == {0: (1.0, 27), 1: (np.mean(np.array(routed) >= 0.5), 27)}
+    assert 0 < shares[1][0] < 1
 
 
-def test_all_models_get_the_same_documents(make_subject) -> None:
-    haystack = make_subject(UniformModel(), SETTINGS).test.tokens
-    arguments = (ByteTokenizer(), haystack, 200, 0.5)
-    longer, shorter = needle_documents(*arguments, 5), needle_documents(*arguments, 3)
+def asked(routed: list[list[float]], right: list[bool], generated: str | None) -> Asked:
+    """Two needles at tokens 2..3 and 6..7 with values at 3 and 7; answers at 10 and 11."""
+    sample = RulerSample(
+        task="niah_multivalue",
+        tokens=np.arange(12),
+        context=(0, 10),
+        needles=((2, 4), (6, 8)),
+        values=((3, 4), (7, 8)),
+        answers=((10, 11), (11, 12)),
+        references=("71", "72"),
+        depth=None,
+    )
+    shares = np.zeros((len(routed), 11))
+    shares[:, [3, 7]] = routed
+    greedy = np.array([False] * 9 + right)
+    return Asked(sample, RowScore(np.ones(11), greedy, shares), generated)
+
+
+def test_routed_against_answered_by_hand() -> None:
+    """Six needles, in two layers: (layers, right) are (2, yes) (0, no) (1, yes) (1, no) (0, yes)
+    (2, yes)."""
+    some = [
+        asked([[1.0, 0.0], [0.5, 0.4]], [True, False], "71"),
+        asked([[1.0, 0.0], [0.0, 1.0]], [True, False], "none"),
+        asked([[0.0, 1.0], [0.0, 0.9]], [True, True], None),
+    ]
+    rows = routed_rows(some, {"labels": {}})
+    found = {(row["metric"], row["labels"]["min_layers"]): (row["value"], row["n"]) for row in rows}
+    assert found == {
+        ("needles_routed", 0): (1.0, 6),
+        ("accuracy_if_routed", 0): (pytest.approx(4 / 6), 6),
+        ("string_match_if_routed", 0): (pytest.approx(1 / 4), 4),
+        ("needles_routed", 1): (pytest.approx(4 / 6), 6),
+        ("accuracy_if_not_routed", 1): (0.5, 2),
+        ("accuracy_if_not_routed", 2): (0.5, 4),
+        ("accuracy_if_routed", 1): (pytest.approx(3 / 4), 4),
+        ("string_match_if_routed", 1): (pytest.approx(1 / 3), 3),
+        ("needles_routed", 2): (pytest.approx(2 / 6), 6),
+        ("accuracy_if_routed", 2): (1.0, 2),
+        ("string_match_if_routed", 2): (1.0, 1),
+    }
+    last = next(row for row in rows if row["metric"] == "accuracy_if_routed" and row["n"] == 4)
+    assert (last["low"], last["high"]) == (wilson_interval(3, 4).low, wilson_interval(3, 4).high)
+
+
+def test_no_needle_in_that_many_layers_has_no_accuracy() -> None:
+    rows = routed_rows([asked([[0.0, 0.2]], [True, True], None)], {"labels": {}})
+    found = [(row["metric"], row["labels"]["min_layers"], row["value"]) for row in rows]
+    assert found == [
+        ("needles_routed", 0, 1.0),
+        ("accuracy_if_routed", 0, 1.0),
+        ("needles_routed", 1, 0.0),
+        ("accuracy_if_not_routed", 1, 1.0),
+    ]
+
+
+def test_generated_answers_count_each_by_itself() -> None:
+    some = [asked([[0, 0]], [True, True], text) for text in ("71 72", "so 72", "7", None)]
+    every, part = generation_rows(some, {"labels": {}})
+    assert (every["metric"], every["value"], every["n"]) == ("string_match_all", 0.5, 6)
+    assert (part["metric"], part["n"]) == ("string_match_part", 3)
+    assert part["value"] == pytest.approx(2 / 3)
+    assert generation_rows(some[3:], {}) == []
+
+
+def test_all_models_get_the_same_questions(make_subject) -> None:
+    subject = make_subject(UniformModel(), settings())
+    task = TASKS["niah_multikey_1"]
+
+    def ask(samples: int) -> list[list[int]]:
+        questions = Questions(ByteTokenizer(), subject.test)
+        return [one.tokens.tolist() for one in questions.ask(task, 700, [0.5], samples)[0.5]]
+
+    longer, shorter = ask(5), ask(3)
     assert longer[:3] == shorter
-    assert len({tuple(document.tokens) for document in longer}) == 5
+    assert len(set(map(tuple, longer))) == 5
 
 
-def test_routing_models_report_every_layer(make_subject, tiny_model) -> None:
-    rows = cells(make_subject(tiny_model("ham"), SETTINGS))[0].run()
-    layers = [row for row in rows if row["metric"] == "kept_fraction_layer"]
-    assert [row["labels"]["layer"] for row in layers] == [0, 1] * 3
-    assert all(0 < row["kv_fraction"] < 1 for row in rows)
+def test_routing_models_generate_and_report_every_layer(make_subject, tiny_model) -> None:
+    tasks = ["niah_single_1", "niah_multivalue"]
+    changes = settings(tasks=tasks, lengths=[760], depths=[0.5], samples=1, generate=True)
+    for cell, answers in zip(cells(make_subject(tiny_model("ham"), changes)), (1, 4), strict=True):
+        rows = cell.run()
+        layers = [row for row in rows if row["metric"] == "kept_fraction_layer"]
+        assert [row["labels"]["layer"] for row in layers] == [0, 1]
+        assert values(rows, "needles_routed")[0] == 1.0
+        (match,) = [row for row in rows if row["metric"] == "string_match_all"]
+        assert match["n"] == answers
+        assert values(rows, "generations_left_out") == [0]
+        assert all(0 < row["kv_fraction"] < 1 for row in rows if "left_out" not in row["metric"])
+
+
+def test_samples_beyond_the_models_range_are_counted_not_cut(make_subject) -> None:
+    lines = {"tasks": ["niah_multikey_2"], "lengths": [760], "samples": 8, "depths": [0.5]}
+    generator = RulerGenerator(ByteTokenizer(), Essays(np.empty(0, dtype=int)))
+    assert generator.minimum_length("niah_multikey_2") < 700
+    subject = make_subject(UniformModel(), settings(**lines))
+    sizes = [
+        len(sample.tokens)
+        for sample in Questions(subject.tokenizer, subject.test).ask(
+            TASKS["niah_multikey_2"], 760, [0.5], 8
+        )[0.5]
+    ]
+    limit = sorted(sizes)[4] - 1
+    subject = make_subject(UniformModel(max_positions=limit), settings(**lines))
+    fitting = sum(size <= limit + 1 for size in sizes)
+    assert 0 < fitting < 8
+    rows = cells(subject)[0].run()
+    out = next(row for row in rows if row["metric"] == "samples_left_out")
+    assert (out["value"], out["n"]) == (8 - fitting, 8)
+    (accuracy,) = [row for row in rows if row["metric"] == "accuracy"]
+    assert accuracy["n"] == fitting
+    assert max(length for _, length in subject.model.batches) <= limit
+
+    subject = make_subject(UniformModel(max_positions=400), settings(**lines))
+    rows = cells(subject)[0].run()
+    assert values(rows, "samples_left_out") == [8]
+    (failed,) = [row for row in rows if row["metric"] == "accuracy"]
+    assert failed["error"] == "all 8 samples are longer than the model's 400 positions"
 
 
 def test_a_length_below_the_minimum_is_refused_before_anything_runs(make_subject) -> None:
-    minimum = needle_minimum_length(ByteTokenizer())
-    settings = {"needle": {**SETTINGS["needle"], "lengths": [300, minimum - 1]}}
-    with pytest.raises(ConfigError, match=rf"holds {minimum - 1}.* at least {minimum} tokens"):
-        cells(make_subject(UniformModel(), settings))
+    generator = RulerGenerator(ByteTokenizer(), Essays(np.empty(0, dtype=int)))
+    minimum = generator.minimum_length("niah_multikey_1")
+    changes = settings(
+        tasks=["niah_single_1", "niah_multikey_1"],
+        task_lengths={"niah_multikey_1": [1000, minimum - 1]},
+    )
+    message = rf"asks niah_multikey_1 at {minimum - 1} tokens; .*'byte' it has at least {minimum}"
+    with pytest.raises(ConfigError, match=message):
+        cells(make_subject(UniformModel(), changes))
+
+
+def test_losses_are_per_token_of_the_answers() -> None:
+    one = asked([[0, 0]], [True, True], None)
+    one.score.nats[9:] = [0.5, 2.5]
+    assert math.isclose(one.loss_nats, 1.5)

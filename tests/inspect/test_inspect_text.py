@@ -9,7 +9,9 @@ from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.inspect.classes import NEEDLE
 from ham.inspect.sample import sample_text
 from ham.inspect.text import read_text, shown, tokenise
-from ham.train.recall_documents import needle_document, needle_spans
+from ham.ruler.generator import RulerGenerator
+from ham.ruler.haystacks import Essays
+from ham.ruler.tasks import needle_spans
 from ham.train.shards import ShardWriter
 from ham.train.tokenizer import ByteTokenizer, VocabularyTokenizer, train_bpe
 
@@ -58,12 +60,15 @@ def test_invisible_characters_are_shown():
 
 
 def test_needles_are_found_by_name_and_by_form():
-    document = needle_document(np.random.default_rng(0), BYTES, list(b"hay " * 100), 300, 0.5)
-    text = BYTES.decode(document.tokens)
-    assert needle_spans(text) == [document.needle]
-    tokens = tokenise(text, BYTES, 300, needles=["number that"])
-    named = {at + shift for at in _all(text, "number that") for shift in range(11)}
-    expected = set(range(*document.needle)) | named
+    essays = Essays(np.frombuffer(b"hay " * 100, dtype=np.uint8))
+    sample = RulerGenerator(BYTES, essays).sample("niah_single_2", np.random.default_rng(0), 600)
+    text = BYTES.decode(sample.tokens)
+    # The sentence without the space before it.
+    ((start, end),) = sample.needles
+    assert needle_spans(text) == [(start + 1, end)]
+    tokens = tokenise(text, BYTES, 600, needles=["quiz you"])
+    named = {at + shift for at in _all(text, "quiz you") for shift in range(8)}
+    expected = set(range(start + 1, end)) | named
     assert set(np.flatnonzero(tokens.classes_T == NEEDLE)) == expected
 
 

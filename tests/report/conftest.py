@@ -204,7 +204,7 @@ def _needle(writer: RowWriter, model: str, noise: np.random.Generator, failures:
     for length in (256, 512, 1024):
         for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
             where = dict(
-                task="needle_single", x_name="length", x_value=length, labels={"depth": depth}
+                task="niah_single_2", x_name="length", x_value=length, labels={"depth": depth}
             )
             if failures and model == "mamba2" and length == 1024:
                 error = "RuntimeError: invented failure of the needle at 1024 tokens"
@@ -215,6 +215,26 @@ def _needle(writer: RowWriter, model: str, noise: np.random.Generator, failures:
             writer.add("needle", "answer_loss_nats", 2 - 1.5 * p, **where)
             if model in ("ham-cosine", "ham-committed"):
                 writer.add("needle", "kept_fraction", 0.3 + 0.5 * depth, **where)
+        _needle_of_four(writer, model, length)
+
+
+def _needle_of_four(writer: RowWriter, model: str, length: int) -> None:
+    """Four answers a sample, so no depth; who routes also says which needles it kept."""
+    where = dict(task="niah_multivalue", x_name="length", x_value=length)
+    p = 0.5 * RECALL[model]
+    _share(writer, "needle", "accuracy", p, 20, **where)
+    _share(writer, "needle", "string_match_all", p, 80, **where)
+    writer.add("needle", "samples_left_out", 5 * (length == 1024), n=25, **where)
+    if model in ("ham-cosine", "ham-committed"):
+        for least, routed in enumerate((1.0, 0.5, 0.25)):
+            labels = {"min_layers": least}
+            _share(writer, "needle", "needles_routed", routed, 80, labels=labels, **where)
+            many = round(80 * routed)
+            p = 0.4 + 0.2 * least
+            _share(writer, "needle", "accuracy_if_routed", p, many, labels=labels, **where)
+            if least:
+                metric = "accuracy_if_not_routed"
+                _share(writer, "needle", metric, 0.3, 80 - many, labels=labels, **where)
 
 
 def _recall(writer: RowWriter, model: str, noise: np.random.Generator) -> None:

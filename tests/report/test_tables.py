@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from ham.report import table_format
+from ham.report import table_format, tables_needle
 from ham.report.aggregate import Results
 from ham.report.plots_base import Look
+from ham.report.statistics import wilson_interval
 from ham.report.tables import all_tables, comparison
 from ham.report.tables_base import Table
 
@@ -87,7 +88,8 @@ def test_failed_cells_say_failed(one_seed):
     assert text(one_seed["throughput"], "train_ms", **where) == reason
     assert text(one_seed["throughput"], "decode_ms", **where).endswith("(n=1)")
     assert text(one_seed["memory"], "peak_train", **where) == reason
-    assert text(one_seed["needle"], "depth_0.5", model="mamba2", length=1024).startswith("failed:")
+    where = {"model": "mamba2", "length": 1024, "task": "niah_single_2"}
+    assert text(one_seed["needle"], "depth_0.5", **where).startswith("failed:")
     assert "5 failed" in text(one_seed["comparison"], "needle_accuracy", model="mamba2")
 
 
@@ -174,3 +176,42 @@ def test_tooltips_say_where_a_number_comes_from(one_seed):
     assert "bootstrap95" in entry.tip
     assert "rerun: ham x" in entry.tip
     assert "realised KV fraction 1.0000" in entry.tip
+
+
+def test_needles_by_task(one_seed):
+    where = {"model": "ham-cosine", "length": 1024, "task": "niah_multivalue"}
+    assert line(one_seed["needle"], **where)["depth_0.5"] is None
+    # 0.4 of 20 samples and of 80 answers.
+    mean, expected = line(one_seed["needle"], **where)["mean"].estimate, wilson_interval(8, 20)
+    assert (mean.value, mean.low, mean.high) == (0.4, expected.low, expected.high)
+    assert line(one_seed["needle"], **where)["generated"].value == 0.4
+    assert text(one_seed["needle"], "left_out", **where) == "5"
+    where["task"] = "niah_single_2"
+    assert line(one_seed["needle"], **where)["generated"] is None
+    assert text(one_seed["needle"], "left_out", **where) == "0"
+
+
+def test_routed_against_answered(one_seed):
+    table = one_seed["needle_routed"]
+    assert {record["model"] for record in table.records} == {"ham-cosine", "ham-committed"}
+    where = {"model": "ham-cosine", "task": "niah_multivalue"}
+    # Three lengths of 80 answers, a quarter of them in two layers: 60, of which 0.8; 180 others.
+    record = line(table, min_layers=2, **where)
+    answered, expected = record["answered"].estimate, wilson_interval(48, 60)
+    assert (record["count"], record["routed"].value, answered.value) == (60, 0.25, 0.8)
+    assert (answered.low, answered.high) == (expected.low, expected.high)
+    assert record["otherwise"].value == pytest.approx(0.3)
+    assert line(table, min_layers=0, **where)["otherwise"] is None
+
+
+def test_one_task_has_the_table_that_was_published(make_rows):
+    """Rows of before the tasks had one, `needle_single`: no new column, no new table."""
+    rows = [
+        row
+        for row in make_rows(models=["transformer"])
+        if row.experiment != "needle" or row.task == "niah_single_2"
+    ]
+    table = tables_needle.needle(Results(rows))
+    keys = [column.key for column in table.columns]
+    assert keys[:3] == ["model", "length", "depth_0"] and keys[-2:] == ["mean", "kept"]
+    assert not tables_needle.needle_routed(Results(rows)).records

@@ -127,16 +127,42 @@ def test_recall_rows_do_not_move_text_rows(shard) -> None:
     assert torch.equal(plain.inputs_BT[text], mixed.inputs_BT[text])
 
 
-def test_both_kinds_of_recall_documents_appear(shard) -> None:
+def test_every_kind_of_recall_document_appears(tmp_path) -> None:
     tokenizer = ByteTokenizer()
-    made = sampler(shard, context=256, batch_size=8, recall_fraction=1.0)
+    text = np.frombuffer(b"Much prose. " * 200, dtype=np.uint8)
+    shard = make_shard(tmp_path / "prose.tokens", [text])
+    made = sampler(shard, context=800, batch_size=32, recall_fraction=1.0)
     rows = torch.cat([made.batch(step).inputs_BT for step in range(4)]).tolist()
     texts = [tokenizer.decode(row) for row in rows]
-    needles = ["Which number opens the" in text for text in texts]
-    pairs = [text.startswith("\nPairs\n") and text.count("Asked") > 1 for text in texts]
-    assert all(one != other for one, other in zip(needles, pairs, strict=True))
-    assert 8 <= sum(needles) <= 24
+    pairs = [text for text in texts if text.startswith("\nPairs\n")]
+    needles = [text for text in texts if text.startswith("A special magic number is hidden")]
+    assert len(pairs) + len(needles) == 128 and 45 <= len(needles) <= 83
+    sentence = "One of the special magic numbers for "
+    kinds = [
+        "noise"
+        if "The grass is green." in text
+        else {4: "keys", 1: "prose"}.get(text.count(sentence), "needles")
+        for text in needles
+    ]
+    # Needles alone end before the row does, and pairs fill it.
+    assert any("\nPairs\n" in text for text in needles)
+    assert {kind: kinds.count(kind) >= 8 for kind in kinds} == dict.fromkeys(
+        ("noise", "needles", "keys", "prose"), True
+    )
     assert len(set(texts)) == len(texts)
+
+
+def test_the_answer_ends_a_needle_row(tmp_path) -> None:
+    text = np.frombuffer(b"Much prose. " * 200, dtype=np.uint8)
+    shard = make_shard(tmp_path / "prose.tokens", [text])
+    batch = sampler(shard, context=600, batch_size=32, recall_fraction=1.0).batch(0)
+    ends = [
+        ByteTokenizer().decode(row)
+        for row in batch.targets_BT.tolist()
+        if b" special magic number is hidden" in bytes(row) and b"Pairs" not in bytes(row)
+    ]
+    assert len(ends) > 5
+    assert all(re.search(r"mentioned in the provided text is \d{7}$", end) for end in ends)
 
 
 def test_sizes_of_pairs_documents_get_equal_shares_of_tokens(shard) -> None:

@@ -3,113 +3,26 @@
 from __future__ import annotations
 
 import re
+import time
 
 import numpy as np
 import pytest
 
 from ham.errors import ConfigError
-from ham.train.recall_documents import (
-    MAX_PAIRS,
-    needle_document,
-    needle_minimum_length,
-    pairs_document,
-)
+from ham.train.recall_documents import MAX_PAIRS, RecallDocument, pairs_document
 from ham.train.tokenizer import ByteTokenizer, Tokenizer, train_bpe
-
-HAYSTACK_TEXT = "The whale swam on — and the ship — followed it for many days. " * 60
 
 
 @pytest.fixture(scope="module")
 def bpe() -> Tokenizer:
-    return train_bpe([HAYSTACK_TEXT, "the number that opens the door is one"], 320)
+    return train_bpe(
+        ["\nPairs\nkl: 17\nAsked\n", "The whale swam on — and the ship followed."], 290
+    )
 
 
 @pytest.fixture(params=["byte", "bpe"])
 def tokenizer(request, bpe) -> Tokenizer:
     return ByteTokenizer() if request.param == "byte" else bpe
-
-
-@pytest.fixture
-def haystack(tokenizer) -> list[int]:
-    return tokenizer.encode(HAYSTACK_TEXT)
-
-
-@pytest.mark.parametrize("depth", [0.0, 0.1, 0.5, 0.99, 1.0])
-@pytest.mark.parametrize("extra", [0, 1, 137])
-def test_needle_is_where_it_should_be(tokenizer, haystack, depth, extra) -> None:
-    length = needle_minimum_length(tokenizer) + extra
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        document = needle_document(rng, tokenizer, haystack, length, depth)
-        assert len(document.tokens) == length
-        ((start, end),) = document.answers
-        assert end == length
-        number = tokenizer.decode(document.tokens[start:end])
-        assert re.fullmatch(r"[1-9]\d{6}", number)
-
-        needle_start, needle_end = document.needle
-        needle = tokenizer.decode(document.tokens[needle_start:needle_end])
-        match = re.fullmatch(
-            r"\nKeep in mind: the number that opens the (\w+) is (\d+)\.\n", needle
-        )
-        assert match and match[2] == number
-        rest = tokenizer.decode(document.tokens[needle_end:start])
-        question = f"\nWhich number opens the {match[1]}? The number that opens the {match[1]} is "
-        assert rest.endswith(question)
-
-        hay_after = start - needle_end - len(tokenizer.encode(question))
-        if depth == 0.0:
-            assert needle_start == 0
-        if depth == 1.0:
-            assert rest == question
-        if tokenizer.name == "byte":
-            assert needle_start == round(depth * (needle_start + hay_after))
-
-
-def test_haystack_around_the_needle_is_one_stretch(haystack, tokenizer) -> None:
-    starts = set()
-    for seed in range(10):
-        document = needle_document(np.random.default_rng(seed), tokenizer, haystack, 300, 0.5)
-        before, after = document.needle
-        # The question's first piece is the last thing that differs from the haystack.
-        question = document.tokens[after:].index(tokenizer.encode("\nWhich")[0]) + after
-        stretch = document.tokens[:before] + document.tokens[after:question]
-        found = [
-            start
-            for start in range(len(haystack) - len(stretch) + 1)
-            if haystack[start : start + len(stretch)] == stretch
-        ]
-        assert found
-        starts.add(tuple(stretch))
-    assert len(starts) > 1
-
-
-def test_needle_reads_a_memory_map_as_a_list(tokenizer, haystack) -> None:
-    array = np.array(haystack, dtype=np.uint16)
-    documents = [
-        needle_document(np.random.default_rng(3), tokenizer, hay, 256, 0.3)
-        for hay in (haystack, array)
-    ]
-    assert documents[0] == documents[1]
-    assert all(type(token) is int for token in documents[1].tokens)
-
-
-def test_digits_can_be_fewer(tokenizer, haystack) -> None:
-    assert needle_minimum_length(tokenizer, 2) < needle_minimum_length(tokenizer, 7)
-    document = needle_document(np.random.default_rng(0), tokenizer, haystack, 200, 0.5, digits=2)
-    ((start, end),) = document.answers
-    assert re.fullmatch(r"[1-9]\d", tokenizer.decode(document.tokens[start:end]))
-
-
-def test_needle_refuses_what_does_not_fit(tokenizer, haystack) -> None:
-    rng = np.random.default_rng(0)
-    minimum = needle_minimum_length(tokenizer)
-    with pytest.raises(ConfigError, match=f"of {minimum - 1} tokens .* the minimum is {minimum}"):
-        needle_document(rng, tokenizer, haystack, minimum - 1, 0.5)
-    with pytest.raises(ConfigError, match=r"depth must be within 0\.\.1, received 1.5"):
-        needle_document(rng, tokenizer, haystack, 400, 1.5)
-    with pytest.raises(ConfigError, match="tokens of haystack, received 10"):
-        needle_document(rng, tokenizer, haystack[:10], 400, 0.5)
 
 
 @pytest.mark.parametrize(("pairs", "queries"), [(1, 1), (2, 2), (8, 8), (8, 3), (64, 64), (65, 65)])
@@ -125,7 +38,6 @@ def test_every_query_has_its_value_earlier(tokenizer, pairs, queries) -> None:
     assert all(table[key] == value for key, value in questions)
     answers = [tokenizer.decode(document.tokens[start:end]) for start, end in document.answers]
     assert answers == [value for _, value in questions]
-    assert document.needle is None
 
 
 def test_queries_come_in_another_order(tokenizer) -> None:
@@ -146,13 +58,19 @@ def test_pairs_refuse_what_does_not_exist(tokenizer) -> None:
     assert len(pairs_document(rng, tokenizer, MAX_PAIRS, 1).answers) == 1
 
 
-def test_documents_follow_from_the_generator(tokenizer, haystack) -> None:
-    def both(seed: int) -> tuple:
-        rng = np.random.default_rng(seed)
-        return (
-            needle_document(rng, tokenizer, haystack, 256, 0.5),
-            pairs_document(rng, tokenizer, 6, 6),
-        )
+def test_documents_follow_from_the_generator(tokenizer) -> None:
+    def make(seed: int) -> RecallDocument:
+        return pairs_document(np.random.default_rng(seed), tokenizer, 6, 6)
 
-    assert both(1) == both(1)
-    assert both(1) != both(2)
+    assert make(1) == make(1)
+    assert make(1) != make(2)
+
+
+def test_a_hundred_thousand_documents_a_minute(tokenizer) -> None:
+    """Of 1,100 tokens; a third of the goal is the floor, so that a busy core passes."""
+    seconds = []
+    for seed in range(40):
+        begin = time.process_time()
+        pairs_document(np.random.default_rng(seed), tokenizer, 83, 83)
+        seconds.append(time.process_time() - begin)
+    assert 60 / np.median(seconds) > 33_000
