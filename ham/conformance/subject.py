@@ -73,15 +73,23 @@ class Subject:
     Attributes:
         name: Registered name.
         device: Where the rules run.
+        full: Let torch.compile build machine code on a CPU too, which takes a minute a mixer.
     """
 
     name: str
     device: str = "cpu"
+    full: bool = False
 
     @property
     def mixer(self) -> type[SequenceMixer]:
         """Its class."""
         return mixer_class(self.name)
+
+    @property
+    def compiler(self) -> str:
+        """Backend of torch.compile: all of it, or its tracing and its derivatives alone."""
+        whole = self.full or torch.device(self.device).type != "cpu"
+        return "inductor" if whole else "aot_eager"
 
     @property
     def exact(self) -> float:

@@ -136,9 +136,13 @@ def parse_options(name: str, options: dict[str, Any], context: int) -> MixerOpti
     """Validate the options of a mixer against the training context.
 
     Raises:
-        ConfigError: For an unknown mixer, an unknown option or a value outside its legal set.
+        ConfigError: For an unknown mixer, one that lacks a method or claims what it cannot do, an
+            unknown option or a value outside its legal set.
     """
+    from ham.model.capabilities import class_faults, require_sound
+
     mixer = mixer_class(name)
+    require_sound(name, class_faults(mixer))
     try:
         parsed = mixer.Options.model_validate(options)
     except ValidationError as error:

@@ -15,8 +15,8 @@ from ham.model.registry import register_baseline
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
-# Training sixty steps takes as long as all other rules together.
-JUDGED = [name for name, rule in RULES.items() if rule.quick and name != "repetition"]
+# Training and compiling take longer than all other rules together.
+SLOW = {"repetition", "copying", "compiled"}
 # What the message must name: the tensor, the place, or how far.
 NAMED = {
     "causality": r"logits when token \d+ changes at sequence 0, token \d+, logit \d+: .* limit 0\)",
