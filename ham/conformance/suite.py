@@ -101,7 +101,7 @@ _ORDERED = (
     Rule(learning.repetition, _SOUND),
     Rule(learning.copying, _SOUND),
     Rule(portability.compiled, (*_SOUND, "trained", "registered")),
-    Rule(portability.pretrained, (*_SOUND, "state_dict")),
+    Rule(portability.pretrained, (*_SOUND, "registered", "state_dict")),
     Rule(portability.padding, _EQUAL),
 )
 

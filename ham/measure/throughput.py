@@ -220,6 +220,8 @@ def expected_rows(settings: MeasureConfig) -> list[dict[str, Any]]:
     """Coordinates of the main row of every part, whatever the model."""
     timed = ("_prefill", "_decode", "_training_step")
     rows = [_main_row(part, n, settings) for n in settings.contexts for part in timed]
+    cache = {"experiment": "memory", "metric": "cache_bytes_allocated", "task": "decode"}
+    rows += [{**cache, "x_name": "context", "x_value": n} for n in settings.contexts]
     return [*rows, _main_row("_growth", max(settings.contexts), settings)]
 
 

@@ -14,6 +14,6 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     monkeypatch.setattr(registry, "_MIXERS", dict(registry.registered_mixers()))
     monkeypatch.setattr(registry, "_FAULTS", {})
-    outside.announced.cache_clear()
+    outside.announcements.cache_clear()
     yield
-    outside.announced.cache_clear()
+    outside.announcements.cache_clear()

@@ -53,7 +53,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict, 
         lines = [f"{name} = {module}" for name, module in points.items()]
         (about / "entry_points.txt").write_text("\n".join([f"[{outside.GROUP}]", *lines, ""]))
         importlib.invalidate_caches()
-        outside.announced.cache_clear()
+        outside.announcements.cache_clear()
 
     yield install
     for path in tmp_path.glob("*.py"):
