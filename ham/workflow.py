@@ -18,8 +18,8 @@ from ham.config import ArmConfig, Config
 from ham.config_files import parse_config
 from ham.device import uses_gpu, visible_gpus
 from ham.errors import DeviceError, unknown_choice
-from ham.files import stable_hash, write_text
 from ham.failure import read_failure
+from ham.files import stable_hash, write_text
 from ham.fingerprint import PROJECT, fingerprint, repository_root
 from ham.model.outside import announced
 
@@ -111,14 +111,15 @@ def checkpoint_folder(config: Config, arm: str, seed: int | str) -> str:
 
 
 def failed_arms(config: Config) -> list[str]:
-    """One line for each model that training did not give, and one that says what to do."""
+    """Why training gave no model of an arm, and what to do, a line each."""
     lines = []
     for arm in config.arms:
         for seed in config.seeds:
             folder = Path(run_folder(config)) / "models" / arm.name / f"seed{seed}"
             reason = read_failure(folder / "checkpoint")
             if reason:
-                lines.append(f"{arm.name}, seed {seed}, failed: {reason} (to repeat: rm -r {folder})")
+                lines.append(f"{arm.name}, seed {seed}, failed: {reason}")
+                lines.append(f"  to try again: rm -r {folder}")
     return lines
 
 

@@ -90,9 +90,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     device = str(resolve_device(arguments.device))
     names, unusable = _subjects(arguments)
     with ProgressReporter("rules", max(1, count * len(names))) as progress:
-        examined = survey(
-            names, device, rules, arguments.full, lambda note: progress.advance(note=note)
-        )
+
+        def report(name: str, rule: str) -> None:
+            progress.advance(note=f"{name} {rule}")
+
+        examined = survey(names, device, rules, arguments.full, report)
     examined += unusable
     if len(examined) == 1 and not examined[0].error:
         lines = table(examined[0].findings)

@@ -14,8 +14,6 @@ from ham.conformance.finding import Finding
 from ham.conformance.suite import RULES, check, describe
 from ham.errors import ConfigError
 
-Report = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Examined:
@@ -54,7 +52,7 @@ def survey(
     device: str = "cpu",
     rules: Sequence[str] | None = None,
     full: bool = False,
-    report: Report = lambda note: None,
+    report: Callable[[str, str], None] = lambda name, rule: None,
 ) -> list[Examined]:
     """Run the rules on each mixer; arguments as `check`.
 
@@ -67,7 +65,7 @@ def survey(
         begin = time.perf_counter()
         findings, error = [], ""
         try:
-            findings = check(name, device, rules, full, lambda rule, of=name: report(f"{of} {rule}"))
+            findings = check(name, device, rules, full, lambda rule, of=name: report(of, rule))
         except ConfigError as fault:
             error = str(fault)
         except Exception as fault:  # whatever one of them raises is no fault of the others

@@ -1,4 +1,4 @@
-"""`train.compile: true` gives the losses and gradients of eager execution, machine code included."""
+"""torch.compile gives the logits and gradients of eager execution, machine code included."""
 
 from __future__ import annotations
 

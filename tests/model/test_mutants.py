@@ -28,7 +28,7 @@ NAMED = {
     "registered": r"a trained tensor of shape \(32,\) is not registered",
     "interface": "Mutant.(uses_hints|routes) is true, but",
     "copying": "after 300 steps; guessing gives 0.875",
-    "compiled": r"backend aot_eager: .* data-dependent .*mutants.py:\d+|compiled by aot_eager, logits at",
+    "compiled": r"aot_eager: .* data-dependent .*mutants.py:\d+|by aot_eager, logits at sequence",
     "pretrained": "logits after from_pretrained at sequence",
     "gradcheck": "slope along a random direction of the input",
 }
