@@ -173,11 +173,14 @@ def color_variable(style: Style) -> str:
     return f"--model-{style.color.removeprefix('#')}"
 
 
+MANY_EXPERIMENTS = 3
+
+
 def failure_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Failed rows for readers: one line for the same reason at several coordinates or seeds.
 
-    A reason that failed a model in several experiments, such as a model that could not be built, is
-    one line for all of them.
+    A reason that failed a model in three experiments or more is one line for all of them: such a
+    model could not be built.
     """
     experiments: dict[tuple, dict[str, None]] = {}
     for row in rows:
@@ -186,7 +189,11 @@ def failure_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
     for row in rows:
         failed = tuple(experiments[row.model, row.error])
         number = ", ".join(filter(None, (row.metric, row.task)))
-        key = (row.model, failed, number if len(failed) == 1 else "", row.error)
+        if len(failed) < MANY_EXPERIMENTS:
+            failed = (row.experiment,)
+        else:
+            number = ""
+        key = (row.model, failed, number, row.error)
         groups.setdefault(key, []).append(row)
     return [
         {
