@@ -197,6 +197,17 @@ def test_an_outside_module_counts_in_a_fingerprint(install, tmp_path: Path) -> N
         fingerprint("rival_gone.mixer")
 
 
+def test_the_readme_walks_through_the_starting_file() -> None:
+    """The tests above run what `new` writes; these are its pieces, in order."""
+    text = (repository_root() / "baselines/README.md").read_text()
+    section = text.partition("## A complete example\n")[2].partition("\n## ")[0]
+    pieces = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    source = starting_file("my_mixer")
+    assert len(pieces) > 3 and lines_of_code(source) < 80
+    words = [line for piece in pieces for line in piece.splitlines() if line]
+    assert words == [line for line in source.splitlines() if line]
+
+
 def test_the_readme_names_every_command() -> None:
     text = (repository_root() / "baselines/README.md").read_text()
     for command in ("list", "rules", "check", "new"):
