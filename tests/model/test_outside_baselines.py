@@ -203,7 +203,7 @@ def test_the_readme_walks_through_the_starting_file() -> None:
     section = text.partition("## A complete example\n")[2].partition("\n## ")[0]
     pieces = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     source = starting_file("my_mixer")
-    assert len(pieces) > 3 and lines_of_code(source) < 80
+    assert len(pieces) == 4 and lines_of_code(source) < 80
     words = [line for piece in pieces for line in piece.splitlines() if line]
     assert words == [line for line in source.splitlines() if line]
 
@@ -277,7 +277,7 @@ def test_what_to_check_must_be_said(capsys: pytest.CaptureFixture) -> None:
             lambda text: text.replace(
                 "    title:", '    operations: ClassVar = ("softmax",)\n    title:'
             ),
-            "My.operations names softmax; known: gated_delta",
+            "My.operations names softmax; known: .*gated_delta_rule",
         ),
     ],
     ids=["no cost method", "routes nothing", "unknown operation"],
@@ -292,4 +292,4 @@ def test_what_a_class_lacks_is_said_before_anything_is_built(
         tiny_model("my")
     assert main(["baselines", "check", "my", "transformer", "--rules", "interface,flops"]) == 1
     printed = capsys.readouterr().out
-    assert message in printed and "transformer on cpu: 2 kept, 0 broken" in printed
+    assert re.search(message, printed) and "transformer on cpu: 2 kept, 0 broken" in printed
