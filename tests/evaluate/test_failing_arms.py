@@ -64,7 +64,7 @@ SETTINGS = {
     "evaluate": {
         "language_modelling": {"tokens": 128, "contexts": [64], "position_bins": 2},
         "lm_eval": None,
-        "needle": {"lengths": [256], "depths": [0.5], "samples": 1},
+        "needle": {"tasks": ["niah_single_1"], "lengths": [480], "depths": [0.5], "samples": 1},
         "recall": {"pairs": [2], "samples": 2},
         "dial": None,
     },
@@ -189,3 +189,24 @@ def test_a_repaired_arm_forgets_its_failure(jobs: Jobs, capsys: pytest.CaptureFi
     assert jobs.run("train", "refused", "--keep-going") == 0
     assert read_failure(checkpoint) is None
     assert not any(row.error for row in jobs.rows("train", "refused"))
+
+
+def test_an_arm_that_fails_at_every_learning_rate(jobs: Jobs, tmp_path: Path) -> None:
+    """Tuning, the choice and the training that waits for it: each says what failed, none stops."""
+    tuned = {**SETTINGS, "tuning": {"learning_rates": [1e-3, 1e-2], "seed": 1000, "steps": 2}}
+    Path(jobs.config).write_text(yaml.safe_dump(tuned))
+    files = []
+    for rate in ("0.001", "0.01"):
+        out = tmp_path / f"lr{rate}"
+        command = ["train", jobs.config, "--arm", "raising", "--seed", "1000", "--learning-rate"]
+        command += [rate, "--data", str(jobs.data), "--out", str(out), "--keep-going"]
+        assert main([*command, "--state", str(tmp_path / "state")]) == 0
+        files.append(str(out / "tuning.rows.jsonl"))
+    chosen = str(tmp_path / "chosen.json")
+    tune = ["tune", jobs.config, "--arm", "raising", "--rows", *files, "--out", chosen]
+    assert main(tune) == 2
+    assert main([*tune, "--keep-going"]) == 0
+    assert jobs.run("train", "raising", "--tuned", chosen) == 2
+    assert jobs.run("train", "raising", "--tuned", chosen, "--keep-going") == 0
+    (error,) = {row.error for row in jobs.rows("train", "raising")}
+    assert "no learning rate of arm 'raising'" in error and "not trained yet" in error
