@@ -482,14 +482,31 @@ class Config(Strict):
         Raises:
             ConfigError: For an unknown mixer or task or for options that a mixer refuses.
         """
-        from ham.evaluate.tasks import check_task_names
+        for arm in self.arms:
+            self.check_arm(arm)
+        return self.check_tasks()
+
+    def check_arm(self, arm: ArmConfig) -> None:
+        """Check the mixers of one arm and their options.
+
+        Raises:
+            ConfigError: For a mixer that is unknown or not usable, or options that it refuses.
+        """
         from ham.model.registry import parse_options
 
-        for arm in self.arms:
-            parse_options(arm.mixer, arm.options, context=self.data.context)
-            if arm.placement is not None:
-                between = arm.placement.between
-                parse_options(between.mixer, between.options, context=self.data.context)
+        parse_options(arm.mixer, arm.options, context=self.data.context)
+        if arm.placement is not None:
+            between = arm.placement.between
+            parse_options(between.mixer, between.options, context=self.data.context)
+
+    def check_tasks(self) -> Config:
+        """Check the names of the lm-eval tasks; returns `self` for chaining.
+
+        Raises:
+            ConfigError: For an unknown one.
+        """
+        from ham.evaluate.tasks import check_task_names
+
         if self.evaluate.lm_eval:
             check_task_names(self.evaluate.lm_eval.tasks)
         return self

@@ -9,15 +9,16 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ham.config import ArmConfig, Config
 from ham.config_files import load_config
 from ham.device import gpu_lease, resolve_device
 from ham.errors import ConfigError
+from ham.failure import reason_of
 from ham.locks import sole_writer
 from ham.report.manifest import collect_manifest, device_name, manifest_path, write_manifest
 from ham.report.rows import RowWriter
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
     from ham.model.decoder import DecoderLM
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Job:
         device: Where it computes.
         config_hash: Hash of the part of the configuration that this stage reads.
         code_fingerprint: Hash of the code that this stage runs.
+        keep_going: Whether a failure of the arm is to become error rows (`ham.failure`).
+        failure: Why the arm failed, once it has.
     """
 
     stage: str
@@ -48,22 +53,50 @@ class Job:
     config_hash: str
     code_fingerprint: str
     manifest: dict[str, Any]
+    keep_going: bool = False
+    failure: str | None = None
     started: float = field(default_factory=time.perf_counter)
 
-    def writer(self, model: DecoderLM, launch_mode: str = "eager") -> RowWriter:
-        """A row writer with the fields that all rows of this job share."""
+    def writer(self, model: DecoderLM | None, launch_mode: str = "eager") -> RowWriter:
+        """A row writer with the fields that all rows of this job share; None: there is no model."""
         return RowWriter(
             model=self.arm.name,
             mixer=self.arm.mixer,
-            parameters=model.count_parameters(),
+            parameters=None if model is None else model.count_parameters(),
             seed=self.seed,
             device=device_name(self.device.type, self.manifest["gpus"]),
-            provider=used_providers(model),
+            provider="torch" if model is None else used_providers(model),
             launch_mode=launch_mode,
             config_hash=self.config_hash,
             code_fingerprint=self.code_fingerprint,
             manifest_id=self.manifest["manifest_id"],
         )
+
+    def attempt(self, make: Callable[[], Made], failed_before: str | None = None) -> Made | None:
+        """What `make` returns; None where the arm fails and the job keeps going (`failure`).
+
+        Args:
+            make: Builds, loads or trains the model of the arm.
+            failed_before: Why an earlier stage has left none, if so.
+        """
+        if not self.keep_going:
+            return make()
+        self.failure = failed_before
+        try:
+            if self.failure is None:
+                self.config.check_arm(self.arm)
+                return make()
+        except Exception as error:
+            self.failure = reason_of(error)
+        return None
+
+    def error_writer(self, expected: Iterable[Mapping[str, Any]]) -> RowWriter:
+        """A writer with an error row at each of the coordinates, after an attempt that failed."""
+        print(f"ham: warning: arm {self.arm.name!r} failed: {self.failure}", file=sys.stderr)
+        writer = self.writer(None)
+        for fields in expected:
+            writer.add(**fields, value=None, error=self.failure)
+        return writer
 
     def finish(self, writer: RowWriter, rows_path: str | Path) -> None:
         """Write the manifest, then the rows: a rows file never stands without its manifest."""
@@ -97,6 +130,11 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arm", required=True, help="name of an arm in the configuration")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder made by `ham prepare`")
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="if the arm fails, write error rows in the place of its results and end with status 0",
+    )
 
 
 @contextlib.contextmanager
@@ -119,8 +157,11 @@ def open_job(
         ConfigError: If the configuration, the arm or the seed is not legal.
         DeviceError: If the configured device is not there.
     """
-    config = load_config(arguments.config, arguments.overrides).check_registry()
+    config = load_config(arguments.config, arguments.overrides).check_tasks()
     arm = config.arm(arguments.arm)
+    keep_going = getattr(arguments, "keep_going", False)
+    if not keep_going:
+        config.check_arm(arm)
     if arguments.seed not in config.seeds:
         raise ConfigError(
             f"seed {arguments.seed} is not in the configuration; known: {config.seeds}"
@@ -145,4 +186,5 @@ def open_job(
             config_hash=stage_hash(config, stage, arm.name),
             code_fingerprint=stage_fingerprint(stage, arm.mixers),
             manifest=collect_manifest(resolved, sys.argv, [arguments.seed], extra),
+            keep_going=keep_going,
         )

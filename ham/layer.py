@@ -119,6 +119,8 @@ class HamMixer(TwoMemories):
     paper: ClassVar[str] = "Lufkin et al. 2026, arXiv 2603.22325"
     routes: ClassVar[bool] = True
     uses_hints: ClassVar[bool] = True
+    # Provider `torch` packs the routed tokens, however many there are.
+    one_graph: ClassVar[bool] = False
     operations: ClassVar[tuple[str, ...]] = ("gated_delta_rule", "routed_attention")
     small_options: ClassVar[dict[str, Any]] = {"target": 0.3}
     memory_knobs: ClassVar[tuple[Knob, ...]] = (

@@ -18,8 +18,9 @@ from ham.config import ArmConfig, Config
 from ham.config_files import parse_config
 from ham.device import uses_gpu, visible_gpus
 from ham.errors import DeviceError, unknown_choice
+from ham.failure import read_failure
 from ham.files import stable_hash, write_text
-from ham.fingerprint import fingerprint, repository_root
+from ham.fingerprint import PROJECT, fingerprint, repository_root
 from ham.model.outside import announced
 
 STAGES = ("prepare", "tune", "train", "evaluate", "measure", "inspect", "report")
@@ -109,6 +110,19 @@ def checkpoint_folder(config: Config, arm: str, seed: int | str) -> str:
     return f"{run_folder(config)}/models/{source}/seed{seed}/checkpoint"
 
 
+def failed_arms(config: Config) -> list[str]:
+    """Why training gave no model of an arm, and what to do, a line each."""
+    lines = []
+    for arm in config.arms:
+        for seed in config.seeds:
+            folder = Path(run_folder(config)) / "models" / arm.name / f"seed{seed}"
+            reason = read_failure(folder / "checkpoint")
+            if reason:
+                lines.append(f"{arm.name}, seed {seed}, failed: {reason}")
+                lines.append(f"  to try again: rm -r {folder}")
+    return lines
+
+
 def inspection_pages(config: Config) -> list[str]:
     """The pages of kept tokens that a report links: of the first HAM arm, or none."""
     arms = [arm.name for arm in config.arms if arm.mixer == INSPECTED_MIXER]
@@ -169,8 +183,19 @@ def stage_modules(
 def stage_fingerprint(
     stage: str, mixer: str | Sequence[str] | None = None, root: Path | None = None
 ) -> str:
-    """Fingerprint of the code behind a stage, for the mixers of one arm."""
-    return fingerprint(*stage_modules(stage, mixer, root), root=root)
+    """Fingerprint of the code behind a stage, for the mixers of one arm.
+
+    Installed baselines whose sources cannot be read count with the reason: their own jobs report
+    it, and no other job is touched.
+    """
+    modules = stage_modules(stage, mixer, root)
+    try:
+        return fingerprint(*modules, root=root)
+    except (ModuleNotFoundError, SyntaxError) as error:
+        own = [name for name in modules if name.partition(".")[0] == PROJECT]
+        if own == modules:
+            raise
+        return stable_hash([fingerprint(*own, root=root), f"{type(error).__name__}: {error}"])
 
 
 def stage_hash(config: Config, stage: str, arm: str | None = None) -> str:

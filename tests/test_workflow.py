@@ -31,6 +31,7 @@ TINY = {
     "model": {"layers": 1, "width": 32, "heads": 2, "max_positions": 1024},
     "arms": [
         {"name": "ham", "mixer": "ham", "options": {"target": 0.5}},
+        {"name": "broken", "mixer": "transformer", "options": {"kv_heads": 3}},
     ],
     "train": {
         "steps": 12,
@@ -314,21 +315,21 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 def test_a_killed_run_goes_on_where_it_stopped(pipeline: Pipeline):
-    logs = [
-        path.read_text() for path in pipeline.folder.glob("results/runs/tiny/logs/*/*/train.log")
-    ]
-    assert len(logs) == 1
-    assert "resuming ham at step" in logs[0]
+    (log,) = pipeline.folder.glob("results/runs/tiny/logs/ham/*/train.log")
+    assert "resuming ham at step" in log.read_text()
     assert list(pipeline.folder.glob("results/.state/*")) == []
 
 
 def test_every_stage_leaves_rows_and_a_report(pipeline: Pipeline):
     config = load_config(pipeline.config)
     rows = read_rows([pipeline.folder / name for name in wf.rows_files(config)])
-    assert {row.model for row in rows} == {"ham"}
+    assert {row.model for row in rows} == {"ham", "broken"}
     experiments = {"train", "language_modelling", "needle", "recall", "throughput", "memory"}
     assert experiments <= {row.experiment for row in rows}
-    assert [row for row in rows if row.error] == []
+    failed = [row for row in rows if row.error]
+    assert {row.model for row in failed} == {"broken"}
+    assert {row.error for row in failed} == {"transformer kv_heads 3 does not divide the 2 heads"}
+    assert len(failed) == sum(row.model == "broken" for row in rows)
     assert (pipeline.folder / "reports/tiny/index.html").stat().st_size > 10_000
 
 
@@ -367,17 +368,17 @@ def test_a_second_run_has_nothing_to_do(pipeline: Pipeline):
         ({"title": "another"}, {"report": 1, "all": 1, "total": 2}),
         (
             {"evaluate": {"recall": {"samples": 2}}},
-            {"evaluate": 1, "report": 1, "all": 1, "total": 3},
+            {"evaluate": 2, "report": 1, "all": 1, "total": 4},
         ),
         (
             {"measure": {"repeats": 2}},
-            {"measure": 1, "report": 1, "all": 1, "total": 3},
+            {"measure": 2, "report": 1, "all": 1, "total": 4},
         ),
         (
             {"train": {"steps": 13}},
             {
-                **{"train": 1, "evaluate": 1, "measure": 1, "inspect": 1, "report": 1, "all": 1},
-                "total": 6,
+                **{"train": 2, "evaluate": 2, "measure": 2, "inspect": 1, "report": 1, "all": 1},
+                "total": 9,
             },
         ),
         (
@@ -386,7 +387,7 @@ def test_a_second_run_has_nothing_to_do(pipeline: Pipeline):
         ),
         (
             {"seeds": [0, 1]},
-            {"train": 1, "evaluate": 1, "report": 1, "all": 1, "total": 4},
+            {"train": 2, "evaluate": 2, "report": 1, "all": 1, "total": 6},
         ),
     ],
     ids=["title", "evaluation", "measurement", "training", "arm", "seed"],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ham.conformance import Finding
+    from ham.conformance import Examined, Finding
 
 RULE_BROKEN = 1
 VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
@@ -22,13 +23,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     listing.set_defaults(handler=run_list)
     rules = actions.add_parser("rules", help="what `check` demands, one line each")
     rules.set_defaults(handler=run_rules)
-    check = actions.add_parser("check", help="run the conformance rules on one of them")
-    check.add_argument("name", metavar="NAME", help="registered name")
+    check = actions.add_parser("check", help="run the conformance rules on one, several or all")
+    check.add_argument("names", metavar="NAME", nargs="*", help="registered names")
+    check.add_argument("--all", action="store_true", help="every registered one")
     check.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     check.add_argument(
-        "--rules",
-        metavar="RULE,...",
-        help="only these, or `all` for the slow ones too; see `ham baselines rules`",
+        "--rules", metavar="RULE,...", help="only these; see `ham baselines rules` (default: all)"
+    )
+    check.add_argument(
+        "--full",
+        action="store_true",
+        help="on a CPU too, let torch.compile build machine code (a minute a mixer)",
     )
     check.add_argument(
         "--import",
@@ -36,7 +41,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="SOURCE",
         action="append",
         default=[],
-        help="a .py file or a module outside the repository that registers NAME; repeatable",
+        help="a .py file or a module outside the repository that registers baselines; what it "
+        "registers is checked where no NAME is given; repeatable",
     )
     check.set_defaults(handler=run_check)
     new = actions.add_parser("new", help="write a working, commented starting file")
@@ -67,56 +73,144 @@ def run_rules(arguments: argparse.Namespace) -> int:
 
     width = max(len(name) for name in RULES)
     for name, rule in RULES.items():
-        slow = "" if rule.quick else " (slow: only by name or with `all`)"
-        print(f"{name:<{width}}  {rule.summary}{slow}")
+        print(f"{name:<{width}}  {rule.summary}")
     return 0
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Print what each rule found; 1 if one is broken."""
-    from ham.conformance import RULES, check, choose_rules
+    """Print what each rule found; 1 if one is broken or a baseline cannot be used."""
+    from ham.conformance import choose_rules, survey
     from ham.device import resolve_device
-    from ham.model.registry import load_baseline
+    from ham.progress import ProgressReporter
 
-    names = None
+    rules = None
     if arguments.rules is not None:
-        names = [name.strip() for name in arguments.rules.split(",")]
-        names = list(RULES) if names == ["all"] else names
-        choose_rules(names)
+        rules = [name.strip() for name in arguments.rules.split(",")]
+    count = len(choose_rules(rules))
     device = str(resolve_device(arguments.device))
+    names, unusable = _subjects(arguments)
+    with ProgressReporter("rules", max(1, count * len(names))) as progress:
+
+        def report(name: str, rule: str) -> None:
+            progress.advance(note=f"{name} {rule}")
+
+        examined = survey(names, device, rules, arguments.full, report)
+    examined += unusable
+    if len(examined) == 1 and not examined[0].error:
+        lines = table(examined[0].findings)
+    else:
+        lines = aligned(overview(examined))
+    print("\n".join([*lines, *_messages(examined), "", *_totals(examined, device)]))
+    return RULE_BROKEN if any(one.failed for one in examined) else 0
+
+
+def _subjects(arguments: argparse.Namespace) -> tuple[list[str], list[Examined]]:
+    """The names to check, and what is known beforehand not to be usable.
+
+    Raises:
+        ConfigError: If nothing is named, a name is not registered, or a source that should hold one
+            of the names cannot be imported.
+    """
+    from ham.conformance import Examined
+    from ham.errors import ConfigError
+    from ham.model.registry import (
+        load_baseline,
+        mixer_class,
+        registered_mixers,
+        unusable_baselines,
+    )
+
+    if arguments.all and arguments.names:
+        raise ConfigError(f"give names or --all, not both; received {', '.join(arguments.names)}")
+    if not (arguments.all or arguments.names or arguments.sources):
+        raise ConfigError("name a baseline, or give --all or --import SOURCE")
+    names, unusable = list(arguments.names), []
     for source in arguments.sources:
-        load_baseline(source)
-    findings = check(arguments.name, device, names)
-    print("\n".join(table(findings)))
-    broken = [finding for finding in findings if finding.passed is False]
-    for finding in broken:
-        print(f"\n{finding.rule}: {RULES[finding.rule].summary}\n  {finding.message}")
-    kept = sum(finding.passed is True for finding in findings)
-    spared = len(findings) - kept - len(broken)
-    print(f"\n{arguments.name} on {device}: {kept} kept, {len(broken)} broken, {spared} not judged")
-    return RULE_BROKEN if broken else 0
+        try:
+            registered = load_baseline(source)
+        except ConfigError as error:
+            if arguments.names:
+                raise
+            unusable.append(Examined(source, error=str(error)))
+            continue
+        names += [] if arguments.names else registered
+    if arguments.all:
+        names = list(registered_mixers())
+        faults = unusable_baselines().items()
+        unusable += [Examined(name, error=fault) for name, fault in faults]
+    for name in arguments.names:
+        mixer_class(name)
+    return list(dict.fromkeys(names)), unusable
 
 
 def table(findings: list[Finding]) -> list[str]:
     """One line per finding under a line of headings."""
-    rows = [("rule", "verdict", "measured", "limit", "unit", "seconds")]
+    rows = [["rule", "verdict", "measured", "limit", "unit", "seconds"]]
     for finding in findings:
         judged = finding.limit == finding.limit
         rows.append(
-            (
+            [
                 finding.rule,
                 VERDICTS[finding.passed],
                 f"{finding.measured:.3g}" if judged else "-",
                 f"{finding.limit:g}" if judged else "-",
                 finding.message if finding.passed is None else finding.unit,
                 f"{finding.seconds:.2f}",
-            )
+            ]
         )
+    return aligned(rows)
+
+
+def overview(examined: Sequence[Examined]) -> list[list[str]]:
+    """A row for each rule with a figure for each baseline, and their verdicts at the end."""
+    from ham.conformance import grid
+
+    verdicts = ["FAILED" if one.failed else "passed" for one in examined]
+    return [*grid(examined), ["verdict", "", "", *verdicts]]
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as lines of columns of equal width."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def _messages(examined: Sequence[Examined]) -> list[str]:
+    """What is wrong with each baseline, and why a rule was not judged."""
+    from ham.conformance import RULES
+
+    lines: list[str] = []
+    for one in examined:
+        if one.error:
+            lines += ["", f"{one.name} cannot be used: {one.error}"]
+        for finding in one.broken:
+            rule = RULES[finding.rule]
+            lines += ["", f"{one.name} breaks {rule.name}: {rule.summary}", f"  {finding.message}"]
+    if len(examined) > 1:
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for one in examined:
+            for finding in one.findings:
+                if finding.passed is None:
+                    reasons.setdefault((finding.rule, finding.message), []).append(one.name)
+        lines += [""] if reasons else []
+        lines += [
+            f"{rule} not judged ({', '.join(names)}): {message}"
+            for (rule, message), names in reasons.items()
+        ]
+    return lines
+
+
+def _totals(examined: Sequence[Examined], device: str) -> list[str]:
+    lines = []
+    for one in examined:
+        spared = len(one.findings) - one.kept - len(one.broken)
+        counts = f"{one.kept} kept, {len(one.broken)} broken, {spared} not judged"
+        what = "cannot be used" if one.error else f"{counts}, {one.seconds:.1f} s"
+        lines.append(f"{one.name} on {device}: {what}")
+    return lines
 
 
 def run_new(arguments: argparse.Namespace) -> int:

@@ -23,18 +23,26 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate and write rows, the manifest and the answers to every lm-eval question."""
     import sys
 
-    from ham.evaluate.run import evaluate, open_subject
+    from ham.evaluate.run import evaluate, expected_rows, open_subject
+    from ham.failure import read_failure
     from ham.files import write_jsonl
     from ham.job import open_job
 
     with open_job(arguments, "evaluate") as job:
-        subject = open_subject(
-            job.config, job.arm, arguments.data, arguments.checkpoint, job.device
+        subject = job.attempt(
+            lambda: open_subject(
+                job.config, job.arm, arguments.data, arguments.checkpoint, job.device
+            ),
+            read_failure(arguments.checkpoint),
         )
-        writer = job.writer(subject.model)
-        failed = evaluate(subject, writer, f"evaluate {job.arm.name} seed {job.seed}")
-        if subject.samples:
-            write_jsonl(samples_path(arguments.rows), subject.samples)
+        failed = 0
+        if subject is None:
+            writer = job.error_writer(expected_rows(job.config, job.arm, arguments.data))
+        else:
+            writer = job.writer(subject.model)
+            failed = evaluate(subject, writer, f"evaluate {job.arm.name} seed {job.seed}")
+            if subject.samples:
+                write_jsonl(samples_path(arguments.rows), subject.samples)
         job.finish(writer, arguments.rows)
     if failed:
         print(f"ham: warning: {failed} parts failed; their rows carry the error", file=sys.stderr)

@@ -80,6 +80,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="with --agreement: tokens of a piece (default: 64)",
     )
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="if training left no model, write a page that says why and end with status 0",
+    )
     parser.set_defaults(handler=run)
 
 
@@ -87,10 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the shares by class and layer; write the page and the rows where asked for."""
     from ham.device import gpu_lease, resolve_device
     from ham.errors import ConfigError
+    from ham.failure import read_failure
     from ham.files import write_text
     from ham.inspect.agreement_table import add_agreement_rows
     from ham.inspect.evictions import SCORE_NOTE, evicting_layers, trace_evictions
-    from ham.inspect.page import render_inspection
+    from ham.inspect.page import render_failure, render_inspection
     from ham.inspect.sample import sample_text
     from ham.inspect.shares import add_rows, table_lines, top_lines
     from ham.inspect.text import read_text, tokenise
@@ -98,6 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.train.tokenizer import load_tokenizer
 
     _check_counts(arguments)
+    failure = read_failure(arguments.checkpoint)
+    if failure and arguments.keep_going and arguments.out:
+        arm = arguments.arm or str(arguments.checkpoint)
+        write_text(arguments.out, render_failure(arm, failure))
+        return 0
     with gpu_lease(arguments.device):
         model = _model(arguments, resolve_device(arguments.device))
         evicting = evicting_layers(model)
@@ -162,8 +173,10 @@ def _model(arguments: argparse.Namespace, device: torch.device) -> DecoderLM:
 
     if arguments.arm is None:
         return load_model(arguments.checkpoint, device)
-    config = load_config(arguments.config).check_registry()
-    return load_arm(config, config.arm(arguments.arm), arguments.checkpoint, device)
+    config = load_config(arguments.config)
+    arm = config.arm(arguments.arm)
+    config.check_arm(arm)
+    return load_arm(config, arm, arguments.checkpoint, device)
 
 
 def _agreement(

@@ -27,8 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ham.errors import ConfigError
+    from ham.failure import read_failure
     from ham.job import open_job
-    from ham.measure.throughput import Measurement
+    from ham.measure.throughput import Measurement, expected_rows
     from ham.model.arm import load_arm
     from ham.progress import ProgressReporter
     from ham.report.manifest import device_name
@@ -38,7 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
         settings = job.config.measure
         if settings is None:
             raise ConfigError("the configuration has no `measure` section; nothing to measure")
-        model = load_arm(job.config, job.arm, arguments.checkpoint, job.device)
+        model = job.attempt(
+            lambda: load_arm(job.config, job.arm, arguments.checkpoint, job.device),
+            read_failure(arguments.checkpoint),
+        )
+        if model is None:
+            job.finish(job.error_writer(expected_rows(settings)), arguments.rows)
+            return 0
         shard = TokenShard.open(arguments.data / "test.tokens")
         tokens_T = torch.from_numpy(np.array(shard.tokens[: model.config.max_positions]))
         writer = job.writer(model)

@@ -44,19 +44,36 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, write checkpoint, manifest and rows."""
     from ham.config_files import load_config
+    from ham.failure import clear_failure, write_failure
     from ham.job import open_job
-    from ham.train.loop import Trainer
+    from ham.report.rows import RowWriter
+    from ham.train.loop import Trainer, expected_rows
+    from ham.train.tuning import failed_choice
 
     config = load_config(arguments.config, arguments.overrides)
-    arguments.overrides = [*arguments.overrides, *rate_overrides(arguments, config)]
-    with open_job(arguments, "train") as job:
+    failed_before = failed_choice(arguments.tuned) if arguments.keep_going else None
+    if failed_before is None:
+        arguments.overrides = [*arguments.overrides, *rate_overrides(arguments, config)]
+    checkpoint = arguments.out / "checkpoint"
+    trainer: Trainer | None = None
+
+    def train() -> RowWriter:
+        nonlocal trainer
         trainer = Trainer(job, arguments.data, arguments.state)
+        return trainer.run(arguments.out)
+
+    with open_job(arguments, "train") as job:
         if arguments.learning_rate is not None:
-            _tune(job, trainer, arguments)
+            _tune(job, arguments)
             return 0
-        writer = trainer.run(arguments.out)
+        clear_failure(checkpoint)
+        writer = job.attempt(train, failed_before)
+        if writer is None:
+            writer = job.error_writer(expected_rows(trainer.step if trainer else 0))
+            write_failure(checkpoint, job.failure)
         job.finish(writer, arguments.out / "train.rows.jsonl")
-        trainer.discard_state()
+        if trainer and not job.failure:
+            trainer.discard_state()
     return 0
 
 
@@ -102,19 +119,27 @@ def _rate_override(rate: float) -> str:
     return f"train.learning_rate={yaml.safe_dump(rate).split()[0]}"
 
 
-def _tune(job: Job, trainer: object, arguments: argparse.Namespace) -> None:
-    """Train without a checkpoint; a loss that is not finite becomes a row with its error."""
-    from ham.errors import HamError
+def _tune(job: Job, arguments: argparse.Namespace) -> None:
+    """Train without a checkpoint; what fails at one rate is a row with its error."""
+    from ham.report.rows import RowWriter
+    from ham.train.loop import Trainer
     from ham.train.tuning import EXPERIMENT, LABEL, METRIC, TASK, as_tuning_rows
 
-    rate = arguments.learning_rate
-    try:
+    rate, steps = arguments.learning_rate, job.config.train.steps
+    trainer: Trainer | None = None
+
+    def train() -> RowWriter:
+        nonlocal trainer
+        trainer = Trainer(job, arguments.data, arguments.state)
         writer = trainer.run(None)
         writer.rows = as_tuning_rows(writer.rows, rate)
-    except HamError as error:
-        writer = job.writer(trainer.model)
-        steps = job.config.train.steps
-        place = {"task": TASK, "x_name": "step", "x_value": steps, "labels": {LABEL: rate}}
-        writer.add(EXPERIMENT, METRIC, None, error=" ".join(str(error).split()), **place)
+        return writer
+
+    job.keep_going = True
+    writer = job.attempt(train)
+    if writer is None:
+        where = {"experiment": EXPERIMENT, "metric": METRIC, "task": TASK, "labels": {LABEL: rate}}
+        writer = job.error_writer([{**where, "x_name": "step", "x_value": steps}])
     job.finish(writer, arguments.out / TUNING_ROWS)
-    trainer.discard_state()
+    if trainer:
+        trainer.discard_state()

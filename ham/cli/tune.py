@@ -19,18 +19,32 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--rows", type=Path, nargs="+", required=True, metavar="FILE", help="of the tuning runs"
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file for `ham train --tuned`")
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="if the arm failed at every rate, write that as the choice and end with status 0",
+    )
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the choice and print it; warn where it lies at an end of the rates tried."""
     from ham.config_files import load_config
+    from ham.errors import ConfigError
     from ham.report.rows import read_rows
-    from ham.train.tuning import choose, tuning_of, write_choice
+    from ham.train.tuning import choose, tuning_of, write_choice, write_failed_choice
 
     config = load_config(arguments.config, arguments.overrides)
     arm = config.arm(arguments.arm).name
-    choice = choose(read_rows(arguments.rows), arm, tuning_of(config).learning_rates)
+    rates = tuning_of(config).learning_rates
+    try:
+        choice = choose(read_rows(arguments.rows), arm, rates)
+    except ConfigError as error:
+        if not arguments.keep_going:
+            raise
+        print(f"ham: warning: {error}", file=sys.stderr)
+        write_failed_choice(arguments.out, arm, str(error))
+        return 0
     write_choice(arguments.out, choice)
     losses = ", ".join(
         f"{rate:g}: {'failed' if loss is None else f'{loss:.4f}'}"

@@ -7,5 +7,17 @@ prints the findings as a table and the tests demand them of every registered mix
 from ham.conformance.finding import Finding
 from ham.conformance.subject import Subject, small_model
 from ham.conformance.suite import RULES, Rule, check, choose_rules
+from ham.conformance.survey import Examined, grid, survey
 
-__all__ = ["RULES", "Finding", "Rule", "Subject", "check", "choose_rules", "small_model"]
+__all__ = [
+    "RULES",
+    "Examined",
+    "Finding",
+    "Rule",
+    "Subject",
+    "check",
+    "choose_rules",
+    "grid",
+    "small_model",
+    "survey",
+]

@@ -34,6 +34,11 @@ class Finding:
     seconds: float = 0.0
 
 
+def not_judged(reason: str) -> Finding:
+    """A finding without a verdict, which says why there is none."""
+    return Finding("", None, message=reason)
+
+
 class Judge:
     """Keeps the worst figure and where it was measured.
 

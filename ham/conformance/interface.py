@@ -7,25 +7,27 @@ from torch import Tensor
 
 from ham.conformance.finding import Finding, Judge
 from ham.conformance.subject import Subject
-from ham.model.mixer import MixerAux, MixerOptions, MixerState
+from ham.errors import ConfigError
+from ham.model.capabilities import class_faults
+from ham.model.mixer import MixerAux, MixerState
 
 KINDS = frozenset({"kv", "positions", "page_table", "free_pages", "recurrent", "conv"})
 """The kinds of memory that `MixerState.tensors` may list."""
 
 
 def interface(subject: Subject) -> Finding:
-    """Every method is there, the class says what it is, and a small model can be built."""
+    """Every method is there, it has what it says it has, and a small model can be built."""
     judge, mixer = Judge(unit="faults"), subject.mixer
-    missing = sorted(mixer.__abstractmethods__)
-    if missing:
-        judge.fault(f"{mixer.__name__} lacks {', '.join(missing)}")
+    for fault in class_faults(mixer):
+        judge.fault(fault)
     for attribute in ("title", "paper"):
         if not getattr(mixer, attribute):
             judge.fault(f"{mixer.__name__}.{attribute} is empty")
-    if not issubclass(mixer.Options, MixerOptions):
-        judge.fault(f"{mixer.__name__}.Options does not derive from MixerOptions")
     if not judge.measured:
-        subject.model()
+        try:
+            subject.model()
+        except ConfigError as error:
+            judge.fault(str(error))
     return judge.finding()
 
 

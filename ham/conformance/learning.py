@@ -67,16 +67,19 @@ def copying(subject: Subject) -> Finding:
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(COPY_STEPS):
         tokens_BT = _strings_to_copy(subject, seed=step)
-        F.cross_entropy(*_copied(model(tokens_BT[:, :-1]).logits_BTV, tokens_BT)).backward()
+        logits, targets = _copied(model(tokens_BT[:, :-1]).logits_BTV, tokens_BT)
+        F.cross_entropy(logits, targets).backward()
         optimiser.step()
         optimiser.zero_grad()
         model.end_step()
+        # The strings of a step were never seen before it.
+        if _wrong(logits, targets) == 0:
+            break
     with torch.no_grad():
         tokens_BT = _strings_to_copy(subject, seed=COPY_STEPS)
-        logits, targets = _copied(model(tokens_BT[:, :-1]).logits_BTV, tokens_BT)
-    wrong = float((logits.argmax(-1) != targets).float().mean())
+        wrong = _wrong(*_copied(model(tokens_BT[:, :-1]).logits_BTV, tokens_BT))
     chance = 1 - 1 / COPY_SYMBOLS
-    judge.figure(wrong, f"after {COPY_STEPS} steps; guessing gives {chance:.3g}")
+    judge.figure(wrong, f"after {step + 1} steps; guessing gives {chance:.3g}")
     return judge.finding()
 
 
@@ -85,6 +88,11 @@ def _strings_to_copy(subject: Subject, seed: int) -> Tensor:
     text_BT = subject.tokens(32, COPY_LENGTH, seed) % COPY_SYMBOLS
     separator_BT = torch.full_like(text_BT[:, :1], COPY_SYMBOLS)
     return torch.cat((text_BT, separator_BT, text_BT), dim=1)
+
+
+def _wrong(logits: Tensor, targets: Tensor) -> float:
+    """Share of targets that are not the likeliest prediction."""
+    return float((logits.argmax(-1) != targets).float().mean())
 
 
 def _copied(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:

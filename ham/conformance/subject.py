@@ -18,9 +18,13 @@ VOCABULARY = 257
 
 
 def small_model(
-    mixer: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any
+    mixer: str,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
+    **options: Any,
 ) -> DecoderLM:
-    """A two-layer `DecoderLM` around a registered mixer; same seed, same weights.
+    """A small `DecoderLM` around a registered mixer; same seed, same weights.
 
     Sets torch's global seed. An untrained model's routers get the thresholds of their targets on
     random tokens.
@@ -29,6 +33,7 @@ def small_model(
         mixer: Registered name.
         seed: Seed of the weights.
         dtype: Of the weights.
+        layers: Number of layers.
         options: Options of the mixer, over its `small_options`.
 
     Raises:
@@ -41,7 +46,7 @@ def small_model(
             mixer=mixer,
             options={**mixer_class(mixer).small_options, **options},
             vocabulary_size=VOCABULARY,
-            layers=2,
+            layers=layers,
             width=32,
             heads=2,
             mlp_width=64,
@@ -73,15 +78,23 @@ class Subject:
     Attributes:
         name: Registered name.
         device: Where the rules run.
+        full: Let torch.compile build machine code on a CPU too, which takes a minute a mixer.
     """
 
     name: str
     device: str = "cpu"
+    full: bool = False
 
     @property
     def mixer(self) -> type[SequenceMixer]:
         """Its class."""
         return mixer_class(self.name)
+
+    @property
+    def compiler(self) -> str:
+        """Backend of torch.compile: all of it, or its tracing and its derivatives alone."""
+        whole = self.full or torch.device(self.device).type != "cpu"
+        return "inductor" if whole else "aot_eager"
 
     @property
     def exact(self) -> float:
@@ -96,9 +109,10 @@ class Subject:
         dtype: torch.dtype = torch.float64,
         seed: int = 0,
         fraction: float | None = None,
+        layers: int = 2,
     ) -> DecoderLM:
         """A new small model in evaluation mode, routing `fraction` (its own target when None)."""
-        model = small_model(self.name, seed, dtype)
+        model = small_model(self.name, seed, dtype, layers)
         if fraction is not None and model.routes:
             set_thresholds(model, fraction)
         return model.to(self.device)

@@ -20,10 +20,11 @@ from ham.conformance import (
     gradients,
     interface,
     learning,
+    portability,
     ragged,
     sequences,
 )
-from ham.conformance.finding import Finding
+from ham.conformance.finding import Finding, not_judged
 from ham.conformance.subject import Subject
 from ham.errors import unknown_choice
 from ham.model.registry import mixer_class
@@ -37,13 +38,11 @@ class Rule:
         function: From the subject to the finding; its name is the rule's.
         after: Rules without which this one means nothing.
         routing_only: Whether it is about mixers that route tokens alone.
-        quick: Whether it belongs to the set that runs when none is named.
     """
 
     function: Callable[[Subject], Finding]
     after: tuple[str, ...] = ()
     routing_only: bool = False
-    quick: bool = True
 
     @property
     def name(self) -> str:
@@ -59,11 +58,12 @@ class Rule:
         """Run the rule; an exception is a failure that names where it was raised."""
         start = time.perf_counter()
         if self.routing_only and not subject.mixer.routes:
-            return Finding(self.name, None, message="the mixer does not route")
+            finding = not_judged("the mixer does not route")
+            return dataclasses.replace(finding, rule=self.name)
         try:
             finding = self.function(subject)
         except Exception as error:  # any fault of an outside mixer must leave the other rules be
-            finding = Finding("", False, message=_describe(error))
+            finding = Finding("", False, message=describe(error))
         seconds = time.perf_counter() - start
         return dataclasses.replace(finding, rule=self.name, seconds=seconds)
 
@@ -99,7 +99,10 @@ _ORDERED = (
     Rule(learning.autocast, _SOUND),
     Rule(learning.dial_ends, _SOUND, routing_only=True),
     Rule(learning.repetition, _SOUND),
-    Rule(learning.copying, _SOUND, quick=False),
+    Rule(learning.copying, _SOUND),
+    Rule(portability.compiled, (*_SOUND, "trained", "registered")),
+    Rule(portability.pretrained, (*_SOUND, "registered", "state_dict")),
+    Rule(portability.padding, _EQUAL),
 )
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in _ORDERED}
@@ -107,48 +110,58 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in _ORDERED}
 
 
 def choose_rules(names: Iterable[str] | None = None) -> list[Rule]:
-    """The rules called `names`, in the order they run; the quick ones when None.
+    """The rules called `names`, in the order they run; all of them when None.
 
     Raises:
         ConfigError: For an unknown name; the message lists the rules.
     """
     if names is None:
-        return [rule for rule in RULES.values() if rule.quick]
+        return list(RULES.values())
     wanted = set(names)
     for name in sorted(wanted - set(RULES)):
         raise unknown_choice("rule", name, RULES)
     return [rule for rule in RULES.values() if rule.name in wanted]
 
 
-def check(mixer: str, device: str = "cpu", rules: Sequence[str] | None = None) -> list[Finding]:
+def check(
+    mixer: str,
+    device: str = "cpu",
+    rules: Sequence[str] | None = None,
+    full: bool = False,
+    report: Callable[[str], None] = lambda rule: None,
+) -> list[Finding]:
     """Run rules on a registered mixer; torch's random state is left as it was.
 
     Args:
         mixer: Registered name.
         device: Where to run.
-        rules: Names of `RULES`; the quick ones when None.
+        rules: Names of `RULES`; all of them when None.
+        full: As in `Subject`.
+        report: Called with the name of each rule when it is done.
 
     Raises:
         ConfigError: For an unknown mixer or rule.
     """
     mixer_class(mixer)
-    chosen, subject = choose_rules(rules), Subject(mixer, device)
+    chosen, subject = choose_rules(rules), Subject(mixer, device, full)
     failed: set[str] = set()
     findings = []
     with torch.random.fork_rng():
         for rule in chosen:
             broken = [name for name in rule.after if name in failed]
             if broken:
-                message = f"means nothing while {broken[0]} fails"
-                findings.append(Finding(rule.name, None, message=message))
-                continue
-            findings.append(rule.judge(subject))
-            if findings[-1].passed is False:
+                finding = not_judged(f"means nothing while {broken[0]} fails")
+                finding = dataclasses.replace(finding, rule=rule.name)
+            else:
+                finding = rule.judge(subject)
+            findings.append(finding)
+            if finding.passed is False:
                 failed.add(rule.name)
+            report(rule.name)
     return findings
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Type, message and innermost line of an exception, in one line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())

@@ -6,22 +6,20 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from ham.config import Config
+from ham.config import ArmConfig, Config
 from ham.errors import HamError
 from ham.evaluate import dial, language_modelling, lm_eval_run, needle, recall
-from ham.evaluate.part import Cell, Subject
+from ham.evaluate.part import Cell, Fields, Subject
 from ham.model.arm import load_arm
+from ham.model.decoder import DecoderLM
 from ham.model.precision import precision_context
+from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
 from ham.report.rows import RowWriter
 from ham.train.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from ham.config import ArmConfig
 
 PARTS: tuple[Callable[[Subject], list[Cell]], ...] = (
     language_modelling.cells,
@@ -54,6 +52,24 @@ def plan_cells(subject: Subject) -> list[Cell]:
             run then.
     """
     return [cell for part in PARTS for cell in part(subject)]
+
+
+def expected_rows(config: Config, arm: ArmConfig, data: Path) -> list[Fields]:
+    """Coordinates of the main rows of an arm that has no model.
+
+    They are those of full attention in the same decoder, whose cells no option of the arm decides.
+
+    Raises:
+        HamError: As `plan_cells`.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer, data)
+    unmatched = config.model.model_copy(update={"match_parameters": False})
+    plain = config.model_copy(update={"model": unmatched})
+    stand_in = ArmConfig(name=arm.name, mixer="transformer")
+    with torch.device("meta"):
+        model = DecoderLM(model_config(plain, stand_in, tokenizer.vocabulary_size))
+    cells = plan_cells(Subject(config, model, tokenizer, data))
+    return [fields for cell in cells for fields in cell.expected]
 
 
 def evaluate(subject: Subject, writer: RowWriter, title: str) -> int:

@@ -20,6 +20,16 @@ from ham.report.palette import KNOWN_STYLES, on_dark
 FOLDER = Path(__file__).parent
 
 
+def render_failure(title: str, reason: str) -> str:
+    """The page of a model that training did not give, which says why."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>What {escape(title)} keeps</title></head>\n<body><h1>What {escape(title)} keeps"
+        f"</h1>\n<p>There is no model to inspect: training failed. {escape(reason)}</p></body>"
+        "</html>\n"
+    )
+
+
 def render_inspection(
     title: str, source: str, tokens: TokenText, traces: Sequence[LayerTrace]
 ) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ham.config import MeasureConfig, TrainConfig
-from ham.errors import HamError, MissingDataError
+from ham.errors import MissingDataError
 from ham.measure.device import model_flops_utilisation
 from ham.measure.timing import peak_extra_bytes, time_calls
 from ham.model.decoder import DecoderLM
@@ -73,24 +74,15 @@ class Measurement:
         finished = len(self.writer.rows)
         try:
             part(context)
-        except (HamError, RuntimeError) as error:
+        except Exception as error:  # whatever a mixer raises is the failure of this part alone
             del self.writer.rows[finished:]
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            experiment, metric, task = _FAILED_CELLS[part.__name__]
-            print(f"ham: warning: {task} at {context} tokens failed: {reason}", file=sys.stderr)
+            failed = _main_row(part.__name__, context, self.settings)
+            where = f"{failed['task']} at {context} tokens"
+            print(f"ham: warning: {where} failed: {reason}", file=sys.stderr)
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-            timed = experiment == "throughput"
-            self.writer.add(
-                experiment,
-                metric,
-                None,
-                task=task,
-                x_name="context",
-                x_value=context,
-                labels={"batch_size": self.settings.batch_size} if timed else {},
-                error=reason,
-            )
+            self.writer.add(**failed, value=None, error=reason)
 
     @torch.inference_mode()
     def _prefill(self, context: int) -> None:
@@ -222,6 +214,28 @@ _FAILED_CELLS = {
     "_training_step": ("throughput", "training_step_ms", "train"),
     "_growth": ("memory", "cache_bytes_allocated", "kv_growth"),
 }
+
+
+def expected_rows(settings: MeasureConfig) -> list[dict[str, Any]]:
+    """Coordinates of the main row of every part, whatever the model."""
+    timed = ("_prefill", "_decode", "_training_step")
+    rows = [_main_row(part, n, settings) for n in settings.contexts for part in timed]
+    cache = {"experiment": "memory", "metric": "cache_bytes_allocated", "task": "decode"}
+    rows += [{**cache, "x_name": "context", "x_value": n} for n in settings.contexts]
+    return [*rows, _main_row("_growth", max(settings.contexts), settings)]
+
+
+def _main_row(part: str, context: int, settings: MeasureConfig) -> dict[str, Any]:
+    """Experiment, metric and coordinates of the row by which a part is judged."""
+    experiment, metric, task = _FAILED_CELLS[part]
+    return {
+        "experiment": experiment,
+        "metric": metric,
+        "task": task,
+        "x_name": "context",
+        "x_value": context,
+        "labels": {"batch_size": settings.batch_size} if experiment == "throughput" else {},
+    }
 
 
 def mean_or_none(values: list[float]) -> float | None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
+from ham.failure import read_failure
 from ham.files import atomic_writer, read_json, sha256_file, write_json
 from ham.model.decoder import DecoderLM
 from ham.model.model_config import ModelConfig
@@ -117,7 +118,9 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any]:
     if not path.exists() and (Path(folder) / HF_CONFIG_FILE).exists():
         return read_hf_config(Path(folder) / HF_CONFIG_FILE)
     if not path.exists():
-        raise MissingDataError(f"{folder} holds no model: {path} does not exist")
+        failure = read_failure(Path(folder))
+        reason = f"training failed: {failure}" if failure else f"{path} does not exist"
+        raise MissingDataError(f"{folder} holds no model: {reason}")
     description = read_json(path)
     missing = {"format_version", "config", "sha256"} - set(description)
     if missing or description["format_version"] != FORMAT_VERSION:

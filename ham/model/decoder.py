@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ham.errors import ConfigError
 from ham.measure.cost import linear_flops
 from ham.model.blocks import RMSNorm, SwiGLU
+from ham.model.capabilities import instance_faults, require_sound
 from ham.model.decoder_state import DecoderState
 from ham.model.mixer import (
     MixerAux,
@@ -144,6 +145,7 @@ class DecoderLM(nn.Module):
             name, values = config.layer_mixer(layer)
             options = parse_options(name, values, config.context)
             mixer = mixer_class(name)(shape, options)
+            require_sound(name, instance_faults(mixer))
             self.blocks.append(Block(config.width, config.mlp_width, mixer))
         self.final_norm = RMSNorm(config.width)
         self._initialise()

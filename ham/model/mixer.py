@@ -175,6 +175,8 @@ class SequenceMixer(nn.Module, ABC):
         paper: Where it is described.
         routes: Whether it chooses which tokens enter its cache; it then has a `controller`.
         uses_hints: Whether forward, prefill and step take the keyword `hints: RoutingHints`.
+        one_graph: Whether torch.compile makes one graph of it on every device; false where shapes
+            depend on what was computed, such as the number of routed tokens.
         operations: Operations of `kernels/` that it calls with `provider=shape.kernels`.
         small_options: Options with which a sequence of a hundred tokens meets all of its branches;
             the rules of `ham.conformance` and the tests use them at a width of 32.
@@ -192,6 +194,7 @@ class SequenceMixer(nn.Module, ABC):
     routes: ClassVar[bool] = False
     uses_hints: ClassVar[bool] = False
     controller: ThresholdController | None = None
+    one_graph: ClassVar[bool] = True
     operations: ClassVar[tuple[str, ...]] = ()
     small_options: ClassVar[dict[str, Any]] = {}
     memory_knobs: ClassVar[tuple[Knob, ...]] = ()

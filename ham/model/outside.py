@@ -26,11 +26,27 @@ from ham.errors import ConfigError
 GROUP = "ham.baselines"
 
 
-@functools.cache
 def announced() -> dict[str, str]:
     """Module by registered name, from the entry points of installed packages."""
-    points = importlib.metadata.entry_points(group=GROUP)
-    return {point.name: point.value for point in sorted(points, key=lambda point: point.name)}
+    return {name: modules[0] for name, modules in announcements().items()}
+
+
+def announced_twice() -> dict[str, str]:
+    """What is wrong with a name that installed packages announce for different modules, by name."""
+    return {
+        name: f"it is announced more than once, by {' and '.join(modules)}; uninstall one"
+        for name, modules in announcements().items()
+        if len(modules) > 1
+    }
+
+
+@functools.cache
+def announcements() -> dict[str, list[str]]:
+    """The modules announced for each name, all sorted."""
+    modules: dict[str, set[str]] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        modules.setdefault(point.name, set()).add(point.value)
+    return {name: sorted(modules[name]) for name in sorted(modules)}
 
 
 def import_source(source: str) -> ModuleType:
@@ -45,7 +61,8 @@ def import_source(source: str) -> ModuleType:
         return importlib.import_module(source)
     except ConfigError:
         raise
-    except Exception as error:  # whatever an outside file raises is its fault, not the project's
+    except (Exception, SystemExit) as error:
+        # Whatever an outside file raises is its fault, not the project's.
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"baseline {source!r} cannot be imported: {type(error).__name__}: {reason}"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ham.config_files import describe_faults
 from ham.errors import ConfigError, unknown_choice
-from ham.model.outside import announced, import_source
+from ham.model.outside import announced, announced_twice, import_source
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -57,6 +57,7 @@ def registered_mixers() -> dict[str, type[SequenceMixer]]:
 
     for module in pkgutil.iter_modules(ham.baselines.__path__):
         importlib.import_module(f"ham.baselines.{module.name}")
+    _FAULTS.update(announced_twice())
     for name, module in announced().items():
         if name not in _FAULTS and getattr(_MIXERS.get(name), "__module__", None) != module:
             _load_announced(name, module)
@@ -100,6 +101,9 @@ def _load_announced(name: str, module: str) -> None:
         return
     if name not in _MIXERS:
         _FAULTS[name] = f"module {module!r} does not register {name!r}"
+    elif _MIXERS[name].__module__.partition(".")[0] != module.partition(".")[0]:
+        place = _place(_MIXERS[name])
+        _FAULTS[name] = f"{module!r} announces a name that is registered already, by {place}"
 
 
 def _import_or_undo(source: str) -> ModuleType:
@@ -136,9 +140,13 @@ def parse_options(name: str, options: dict[str, Any], context: int) -> MixerOpti
     """Validate the options of a mixer against the training context.
 
     Raises:
-        ConfigError: For an unknown mixer, an unknown option or a value outside its legal set.
+        ConfigError: For an unknown mixer, one that lacks a method or claims what it cannot do, an
+            unknown option or a value outside its legal set.
     """
+    from ham.model.capabilities import class_faults, require_sound
+
     mixer = mixer_class(name)
+    require_sound(name, class_faults(mixer))
     try:
         parsed = mixer.Options.model_validate(options)
     except ValidationError as error:

@@ -173,22 +173,42 @@ def color_variable(style: Style) -> str:
     return f"--model-{style.color.removeprefix('#')}"
 
 
+MANY_EXPERIMENTS = 3
+
+
 def failure_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Failed rows for readers: one line for the same reason at several coordinates or seeds."""
+    """Failed rows for readers: one line for the same reason at several coordinates or seeds.
+
+    A reason that failed a model in three experiments or more is one line for all of them: such a
+    model could not be built.
+    """
+    experiments: dict[tuple, dict[str, None]] = {}
+    for row in rows:
+        experiments.setdefault((row.model, row.error), {})[row.experiment] = None
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
+        failed = tuple(experiments[row.model, row.error])
         number = ", ".join(filter(None, (row.metric, row.task)))
-        groups.setdefault((row.model, row.experiment, number, row.error), []).append(row)
+        if len(failed) < MANY_EXPERIMENTS:
+            failed = (row.experiment,)
+        else:
+            number = ""
+        key = (row.model, failed, number, row.error)
+        groups.setdefault(key, []).append(row)
     return [
         {
             "model": model,
-            "experiment": experiment.replace("_", " "),
-            "number": number,
-            "where": _where(group),
+            "experiment": ", ".join(failed).replace("_", " "),
+            "number": number or f"{len(group)} numbers",
+            "where": _where(group) if number else _seeds(group),
             "error": error or "",
         }
-        for (model, experiment, number, error), group in groups.items()
+        for (model, failed, number, error), group in groups.items()
     ]
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return "seed " + ", ".join(dict.fromkeys(str(row.seed) for row in rows))
 
 
 def _where(rows: Sequence[Row]) -> str:

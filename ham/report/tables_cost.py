@@ -100,9 +100,11 @@ def memory(results: Results) -> Table:
         }
         for x in sorted(contexts):
             record: Record = {"model": model, "context": x}
+            metric, task = metrics["allocated"]
+            allocated = results.cell("memory", metric, model=model, task=task, x=x)
             for key, (metric, task) in metrics.items():
                 cell = results.cell("memory", metric, model=model, task=task, x=x)
-                record[key] = optional(cell) if key in kinds else cell
+                record[key] = optional(cell) if key in kinds else or_failure(cell, allocated)
             records.append(record)
     note = (
         "Counted on the real tensors per sequence; “declared” is what the model's own formula "

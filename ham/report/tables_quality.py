@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ham.report import formats
-from ham.report.aggregate import NOT_RUN, Results, difference, kv_fraction_cell
+from ham.report.aggregate import NOT_RUN, Results, difference, kv_fraction_cell, or_failure
 from ham.report.tables_base import (
     MODEL,
     Column,
@@ -132,7 +132,8 @@ def training(results: Results) -> Table:
             if task == "train":
                 record["steps"] = points[-1].x if points else None
         for metric in ("tokens_per_second", "wall_seconds", "peak_memory_bytes"):
-            record[metric] = results.cell("train", metric, model=model)
+            cell = results.cell("train", metric, model=model)
+            record[metric] = or_failure(cell, record["train_loss"])
         records.append(record)
     note = "The last logged step of each run."
     return Table("training", "Training", note, columns, records)

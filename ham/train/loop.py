@@ -48,6 +48,12 @@ HELD_OUT_SEED = 0
 STATE_ROOT = Path("results/.state")
 
 
+def expected_rows(steps: int) -> list[dict[str, Any]]:
+    """Coordinates of the main rows of a training run that ended after `steps`."""
+    where = {"experiment": "train", "metric": "loss_nats", "x_name": "step", "x_value": steps}
+    return [{**where, "task": task} for task in ("train", "validation")]
+
+
 class Trainer:
     """Trains one arm with one seed.
 

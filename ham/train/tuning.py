@@ -94,15 +94,29 @@ def write_choice(path: str | os.PathLike, choice: Choice) -> None:
     write_json(path, {**asdict(choice), "losses": losses})
 
 
+def write_failed_choice(path: str | os.PathLike, arm: str, reason: str) -> None:
+    """Write why there is no choice for an arm, in the place of one."""
+    write_json(path, {"arm": arm, "error": reason})
+
+
+def failed_choice(path: str | os.PathLike | None) -> str | None:
+    """Why there is no choice in a file of `ham tune`; None where there is one, or no file."""
+    record = None if path is None else read_json(path)
+    return record.get("error") if isinstance(record, Mapping) else None
+
+
 def chosen_rate(path: str | os.PathLike, config: Config, arm: str) -> float:
     """The learning rate in a file of `write_choice`.
 
     Raises:
         MissingDataError: If the file does not exist.
         CorruptFileError: If it holds no choice.
-        ConfigError: If it is another arm's, or a rate that the configuration does not list.
+        ConfigError: If it is another arm's, a rate that the configuration does not list, or says
+            why there is no choice.
     """
     record = read_json(path)
+    if failure := failed_choice(path):
+        raise ConfigError(f"{path} holds no learning rate: {failure}")
     if not isinstance(record, Mapping) or not {"arm", "learning_rate"} <= set(record):
         raise CorruptFileError(f"{path} is not a choice of `ham tune`")
     if record["arm"] != arm:

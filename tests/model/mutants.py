@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ham.baselines.transformer import Transformer
+from ham.model.mixer import MixerAux
 from ham.model.states import CacheState
 
 SMALL = 1e-3
@@ -157,7 +158,58 @@ class CostsNothing(Transformer):
         return 0.0
 
 
+class BranchesOnANumber(Transformer):
+    """What Python decides from a tensor's value leaves the graph, and here changes nothing."""
+
+    def forward(self, x_BTD):
+        y_BTD, aux = super().forward(x_BTD)
+        return (y_BTD if float(y_BTD.detach().norm()) >= 0 else -y_BTD), aux
+
+
+class CompilesToSomethingElse(Transformer):
+    def forward(self, x_BTD):
+        y_BTD, aux = super().forward(x_BTD)
+        return y_BTD + SMALL * x_BTD if torch.compiler.is_compiling() else y_BTD, aux
+
+
+class LosesATable(Transformer):
+    """What only the constructor computes is not there in a model made to be filled from a file."""
+
+    def __init__(self, shape, options):
+        super().__init__(shape, options)
+        self.register_buffer("table", torch.linspace(1, 2, shape.width), persistent=False)
+
+    def _attend(self, *arguments):
+        return super()._attend(*arguments) * self.table
+
+
+class SeesItselfOnly(Transformer):
+    """Its cache is never read: enough to learn what follows a token, not what stood before it."""
+
+    def forward(self, x_BTD):
+        return self.out(self._project(x_BTD, 0)[2].flatten(-2)), MixerAux()
+
+    def prefill(self, x_BTD, state):
+        super().prefill(x_BTD, state)
+        return self.forward(x_BTD)
+
+
+class IsLoudUnderAutocast(Transformer):
+    def forward(self, x_BTD):
+        y_BTD, aux = super().forward(x_BTD)
+        return 1e3 * y_BTD if torch.is_autocast_enabled("cpu") else y_BTD, aux
+
+
+class ClaimsToTakeHints(Transformer):
+    uses_hints = True
+
+
+class ClaimsToRoute(Transformer):
+    routes = True
+
+
 MUTANTS = {
+    "interface": (ClaimsToTakeHints, ClaimsToRoute),
     "causality": (ReadsTheNextToken,),
     "fresh": (KeepsItsLastOutput, KeepsItsMemory),
     "bytes_held": (DeclaresOneByteMore,),
@@ -174,4 +226,8 @@ MUTANTS = {
     "deterministic": (DrawsWithoutTheSeed,),
     "shapes": (ReturnsFloat32,),
     "flops": (CostsNothing,),
+    "autocast": (IsLoudUnderAutocast,),
+    "copying": (SeesItselfOnly,),
+    "compiled": (BranchesOnANumber, CompilesToSomethingElse),
+    "pretrained": (LosesATable,),
 }

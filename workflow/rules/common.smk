@@ -10,6 +10,7 @@ from ham.errors import HamError
 from ham.workflow import (
     SPLITS,
     checkpoint_folder,
+    failed_arms,
     gpus_per_job,
     inspection_pages,
     limit_gpus,
@@ -64,6 +65,11 @@ onstart:
     if workflow.local_exec:
         require_device(CONFIG)
     write_config(CONFIG, CONFIG_FILE)
+
+
+onsuccess:
+    for line in failed_arms(CONFIG):
+        print(line)
 
 
 onerror:

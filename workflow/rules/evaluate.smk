@@ -27,4 +27,5 @@ rule evaluate:
         "Evaluate {wildcards.arm}, seed {wildcards.seed}"
     shell:
         "python -m ham evaluate {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
-        " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"
+        " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} --keep-going"
+        " > {log} 2>&1"

@@ -31,4 +31,4 @@ rule inspect:
     shell:
         "python -m ham inspect {input.checkpoint} --sample {params.data}/test.tokens"
         " --config {params.file} --arm {wildcards.arm}"
-        " --device {params.device} --out {output.page} > {log} 2>&1"
+        " --device {params.device} --out {output.page} --keep-going > {log} 2>&1"

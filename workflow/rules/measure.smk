@@ -25,4 +25,5 @@ rule measure:
         "Measure {wildcards.arm}: speed and memory"
     shell:
         "python -m ham measure {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
-        " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} > {log} 2>&1"
+        " --data {params.data} --checkpoint {input.checkpoint} --rows {output.rows} --keep-going"
+        " > {log} 2>&1"

@@ -31,7 +31,8 @@ rule train:
         "Train {wildcards.arm}, seed {wildcards.seed} (progress: {log})"
     shell:
         "python -m ham train {params.file} --arm {wildcards.arm} --seed {wildcards.seed}"
-        " --data {params.data} --out {params.folder} {params.tuned} > {log} 2>&1"
+        " --data {params.data} --out {params.folder} {params.tuned} --keep-going"
+        " > {log} 2>&1"
 
 
 rule tuning_run:
@@ -68,4 +69,4 @@ rule tuning_run:
     shell:
         "python -m ham train {params.file} --arm {wildcards.arm} --seed {params.seed}"
         " --learning-rate {wildcards.rate} --data {params.data} --out {params.folder}"
-        " > {log} 2>&1"
+        " --keep-going > {log} 2>&1"

@@ -20,4 +20,4 @@ rule tune:
         "Choose the learning rate of {wildcards.arm}"
     shell:
         "python -m ham tune {params.file} --arm {wildcards.arm} --rows {input.rows}"
-        " --out {output.chosen} > {log} 2>&1"
+        " --out {output.chosen} --keep-going > {log} 2>&1"
