@@ -35,7 +35,7 @@ SIZES: Mapping[str, Mapping[str, Case]] = {
     },
 }
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
-PROVIDERS = {"cpu": ("torch",), "cuda": ("triton", "torch")}
+PROVIDERS = {"cpu": ("torch",), "cuda": ("triton",)}
 MODES = ("forward", "forward_backward")
 # Side of the square matrices and bytes copied. On an H100 at its peaks of 989 TFLOP/s and 3.35 TB/s
 # that is 0.14 + 0.16 ms.

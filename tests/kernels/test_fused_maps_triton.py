@@ -120,7 +120,8 @@ def test_what_the_kernels_lack_is_said() -> None:
 
 
 @pytest.mark.skipif(CUDA, reason="shapes are looked at without running anything")
-def test_fake_outputs_have_the_shapes_and_dtypes_of_real_ones() -> None:
+def test_operators_are_what_a_compiler_takes_them_for() -> None:
+    """Shapes and dtypes of fake outputs, no aliases, and gradients through `torch.compile`."""
     inputs = ConvolvedHeadsCase(1, 9, 2, 16, 24).inputs(torch.float32, DEVICE, SEED)
     arguments = (
         inputs["x_BTC"],
@@ -132,6 +133,9 @@ def test_fake_outputs_have_the_shapes_and_dtypes_of_real_ones() -> None:
         2,
         16,
     )
+    for part in arguments[:4]:
+        part.requires_grad_()
     torch.library.opcheck(torch.ops.ham.convolved_heads_forward.default, arguments)
     sums = GatedSumCase(1, 9, 2, 16).inputs(torch.float32, DEVICE, SEED)
-    torch.library.opcheck(torch.ops.ham.gated_sum_forward.default, tuple(sums.values()))
+    summed = tuple(part.requires_grad_() for part in sums.values())
+    torch.library.opcheck(torch.ops.ham.gated_sum_forward.default, summed)

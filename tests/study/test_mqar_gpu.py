@@ -56,7 +56,9 @@ def test_graphs_train_like_eager_steps(tiny_study, gpu, mixer: str, options: dic
     # Atomic additions and, in bfloat16, other matrix kernels make small differences.
     tolerance = 2e-3 if precision == "float32" else 2e-2
     torch.testing.assert_close(losses[0], losses[1], rtol=tolerance, atol=0)
-    assert thresholds[0] == pytest.approx(thresholds[1], rel=10 * tolerance, abs=0.01)
+    # NaN where a store decides without a threshold.
+    expected = pytest.approx(thresholds[1], rel=10 * tolerance, abs=0.01, nan_ok=True)
+    assert thresholds[0] == expected
 
 
 def test_runs_side_by_side_do_not_disturb_each_other(tiny_study, gpu):

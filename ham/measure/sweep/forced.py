@@ -62,6 +62,10 @@ class ForcedController(ThresholdController):
         self.routing = routing
         self._masks: dict[tuple[int, int], Tensor] = {}
 
+    def settle(self) -> bool:
+        """False before the first mask: the hash that makes it is not to be compiled."""
+        return bool(self._masks)
+
     def route(self, score: Tensor, explored: Tensor | None = None) -> Tensor:
         """The mask for scores of this shape, `score_BT`."""
         batch, length = score.shape
