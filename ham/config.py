@@ -136,14 +136,39 @@ class PlacementConfig(Strict):
         return list(range(self.every - 1, layers, self.every))
 
 
+class ExternalConfig(Strict):
+    """A causal language model of another library, built from its configuration."""
+
+    library: Literal["transformers", "fla"] = Field(
+        default="transformers", description="fla: flash-linear-attention."
+    )
+    model_type: str = Field(description="What the library calls it, e.g. llama or gated_deltanet.")
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Values of the model's own configuration; sizes default to those of `model`.",
+    )
+
+
 class ArmConfig(Strict):
-    """One arm of the comparison: a registered mixer with its options under a name of its own."""
+    """One arm of the comparison, under a name of its own.
+
+    A registered mixer with its options in the common decoder; the weights of such an arm with
+    eviction; a model of another library, trained like the others; or a model that was trained
+    elsewhere. The second and the last are only evaluated and measured.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.@-]*$")]
     mixer: str = Field(
         default="",
         description="A registered baseline; `ham baselines list` names them. Left out with "
-        "`checkpoint_of`.",
+        "`checkpoint_of`, `external` and `checkpoint`.",
+    )
+    external: ExternalConfig | None = Field(
+        default=None, description="Instead of a mixer: a model of another library."
+    )
+    checkpoint: str | None = Field(
+        default=None,
+        description="Instead of a mixer: a Hugging Face folder, for evaluation and measurement.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of that mixer; checked by the mixer itself."
@@ -178,9 +203,7 @@ class ArmConfig(Strict):
                 f"checkpoint_of {self.checkpoint_of!r} and "
                 f"{'no ' if self.eviction is None else ''}eviction"
             )
-        if not self.mixer:
-            raise ValueError(f"arm {self.name!r}: mixer is missing")
-        if self.trained:
+        if self.checkpoint_of is None:
             return self
         if self.mixer != EVICTED_MIXER or self.options or self.placement or self.steps:
             raise ValueError(
@@ -189,16 +212,47 @@ class ArmConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> ArmConfig:
+        kinds = ("mixer", "external", "checkpoint")
+        given = [kind for kind in kinds if getattr(self, kind)]
+        if len(given) != 1:
+            received = " and ".join(given) or "none"
+            raise ValueError(
+                f"arm {self.name!r}: mixer is missing or not alone; give one of "
+                f"{', '.join(kinds)}; received {received}"
+            )
+        if not self.mixer and (self.options or self.placement):
+            raise ValueError(
+                f"arm {self.name!r}: options and placement go with a mixer, not with {given[0]}"
+            )
+        if self.checkpoint and self.steps:
+            raise ValueError(f"arm {self.name!r}: steps go with training, not with a checkpoint")
+        return self
+
     @property
     def trained(self) -> bool:
-        """Whether the experiment trains it; if not, its weights are those of another arm."""
-        return self.checkpoint_of is None
+        """Whether the experiment trains it; if not, its weights are another arm's or a folder's."""
+        return self.checkpoint_of is None and self.checkpoint is None
+
+    @property
+    def architecture(self) -> str:
+        """The registered mixer, `LIBRARY:MODEL_TYPE`, or `checkpoint`; the `mixer` of its rows."""
+        if self.external is not None:
+            return f"{self.external.library}:{self.external.model_type}"
+        return self.mixer or "checkpoint"
 
     @property
     def mixers(self) -> list[str]:
         """The registered mixers that its layers use, its own first."""
         between = [] if self.placement is None else [self.placement.between.mixer]
-        return list(dict.fromkeys([self.mixer, *between]))
+        own = [self.mixer] if self.mixer else []
+        return list(dict.fromkeys([*own, *between]))
+
+    @property
+    def code(self) -> list[str]:
+        """What its own code is: registered mixers, and packages by their dotted names."""
+        return self.mixers or ["ham.external"]
 
 
 class TrainConfig(Strict):
@@ -427,7 +481,7 @@ class Config(Strict):
             placed = "" if source.placement is None else " in chosen layers"
             raise ValueError(
                 f"{key}: eviction needs a plain transformer; arm {source.name!r} has mixer "
-                f"{source.mixer!r}{placed}; legal: mixer {EVICTABLE_MIXER!r} in every layer"
+                f"{source.architecture!r}{placed}; legal: mixer {EVICTABLE_MIXER!r} in every layer"
             )
 
     def _lengths(self) -> list[tuple[str, int]]:
@@ -474,18 +528,27 @@ class Config(Strict):
         """The arm whose number of parameters the others match: the first that is trained."""
         return next((arm for arm in self.arms if arm.trained), self.arms[0])
 
-    def check_registry(self) -> Config:
+    def check_registry(self, only: str | None = None) -> Config:
         """Check what needs the registries: mixer names, their options, task names.
 
         Separate from validation because it imports torch. Returns `self` for chaining.
 
+        Args:
+            only: The arm that a job is about: models of other libraries, which take seconds to
+                import, and checkpoints of other arms are not looked at.
+
         Raises:
-            ConfigError: For an unknown mixer or task or for options that a mixer refuses.
+            ConfigError: For an unknown mixer, model or task, or for options that one refuses.
         """
         from ham.evaluate.tasks import check_task_names
+        from ham.model.arm import check_arm
         from ham.model.registry import parse_options
 
         for arm in self.arms:
+            if not arm.mixer:
+                if only in (None, arm.name):
+                    check_arm(arm)
+                continue
             parse_options(arm.mixer, arm.options, context=self.data.context)
             if arm.placement is not None:
                 between = arm.placement.between

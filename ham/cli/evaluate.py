@@ -14,7 +14,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     from ham.job import add_job_arguments
 
     add_job_arguments(parser)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="folder of the model (default: the arm's own `checkpoint`)"
+    )
     parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
     parser.set_defaults(handler=run)
 
@@ -23,14 +25,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate and write rows, the manifest and the answers to every lm-eval question."""
     import sys
 
-    from ham.evaluate.run import evaluate, open_subject
+    from ham.evaluate.part import open_subject
+    from ham.evaluate.run import evaluate
     from ham.files import write_jsonl
     from ham.job import open_job
+    from ham.model.arm import read_checkpoint
 
     with open_job(arguments, "evaluate") as job:
-        subject = open_subject(
-            job.config, job.arm, arguments.data, arguments.checkpoint, job.device
-        )
+        folder = read_checkpoint(job.arm, arguments.checkpoint)
+        subject = open_subject(job.config, job.arm, arguments.data, folder, job.device)
         writer = job.writer(subject.model)
         failed = evaluate(subject, writer, f"evaluate {job.arm.name} seed {job.seed}")
         if subject.samples:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ham.config import Config
+    from ham.errors import UnusableModelError
     from ham.job import Job
+    from ham.report.rows import RowWriter
 
 TUNING_ROWS = "tuning.rows.jsonl"
 
@@ -43,14 +45,22 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, write checkpoint, manifest and rows."""
+    import sys
+
     from ham.config_files import load_config
+    from ham.errors import UnusableModelError
     from ham.job import open_job
     from ham.train.loop import Trainer
 
     config = load_config(arguments.config, arguments.overrides)
     arguments.overrides = [*arguments.overrides, *rate_overrides(arguments, config)]
     with open_job(arguments, "train") as job:
-        trainer = Trainer(job, arguments.data, arguments.state)
+        try:
+            trainer = Trainer(job, arguments.data, arguments.state)
+        except UnusableModelError as error:
+            print(f"ham: warning: {error}", file=sys.stderr)
+            _note_unusable(job, arguments, error)
+            return 0
         if arguments.learning_rate is not None:
             _tune(job, trainer, arguments)
             return 0
@@ -105,7 +115,7 @@ def _rate_override(rate: float) -> str:
 def _tune(job: Job, trainer: object, arguments: argparse.Namespace) -> None:
     """Train without a checkpoint; a loss that is not finite becomes a row with its error."""
     from ham.errors import HamError
-    from ham.train.tuning import EXPERIMENT, LABEL, METRIC, TASK, as_tuning_rows
+    from ham.train.tuning import as_tuning_rows
 
     rate = arguments.learning_rate
     try:
@@ -113,8 +123,32 @@ def _tune(job: Job, trainer: object, arguments: argparse.Namespace) -> None:
         writer.rows = as_tuning_rows(writer.rows, rate)
     except HamError as error:
         writer = job.writer(trainer.model)
-        steps = job.config.train.steps
-        place = {"task": TASK, "x_name": "step", "x_value": steps, "labels": {LABEL: rate}}
-        writer.add(EXPERIMENT, METRIC, None, error=" ".join(str(error).split()), **place)
+        _add_failed_rate(writer, job, rate, " ".join(str(error).split()))
     job.finish(writer, arguments.out / TUNING_ROWS)
     trainer.discard_state()
+
+
+def _add_failed_rate(writer: RowWriter, job: Job, rate: float, reason: str) -> None:
+    from ham.train.tuning import EXPERIMENT, LABEL, METRIC, TASK
+
+    steps = job.config.train.steps
+    place = {"task": TASK, "x_name": "step", "x_value": steps, "labels": {LABEL: rate}}
+    writer.add(EXPERIMENT, METRIC, None, error=reason, **place)
+
+
+def _note_unusable(job: Job, arguments: argparse.Namespace, error: UnusableModelError) -> None:
+    """Error rows of a model that cannot be trained here; its checkpoint holds the reason."""
+    from ham.model.arm import unusable
+    from ham.model.checkpoint import save_failure
+    from ham.train.tuning import unusable_reason
+
+    writer = job.writer(unusable(job.config, job.arm, str(error)))
+    reason = unusable_reason(error)
+    if arguments.learning_rate is not None:
+        _add_failed_rate(writer, job, arguments.learning_rate, reason)
+        job.finish(writer, arguments.out / TUNING_ROWS)
+        return
+    save_failure(arguments.out / "checkpoint", str(error))
+    for task in ("train", "validation"):
+        writer.add("train", "loss_nats", None, task=task, x_name="step", x_value=0, error=reason)
+    job.finish(writer, arguments.out / "train.rows.jsonl")

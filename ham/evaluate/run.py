@@ -5,23 +5,15 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from ham.config import Config
-from ham.errors import HamError
+from ham.errors import HamError, UnusableModelError
 from ham.evaluate import dial, language_modelling, lm_eval_run, needle, recall
 from ham.evaluate.part import Cell, Subject
-from ham.model.arm import load_arm
 from ham.model.precision import precision_context
 from ham.progress import ProgressReporter
 from ham.report.rows import RowWriter
-from ham.train.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from ham.config import ArmConfig
 
 PARTS: tuple[Callable[[Subject], list[Cell]], ...] = (
     language_modelling.cells,
@@ -30,20 +22,6 @@ PARTS: tuple[Callable[[Subject], list[Cell]], ...] = (
     recall.cells,
     dial.cells,
 )
-
-
-def open_subject(
-    config: Config, arm: ArmConfig, data: Path, checkpoint: Path, device: torch.device
-) -> Subject:
-    """Load a checkpoint and check that it is the one that the configuration describes.
-
-    Raises:
-        MissingDataError, CorruptFileError: If checkpoint or data are missing or damaged.
-        ConfigError: If the checkpoint is of another arm or tokenizer.
-    """
-    model = load_arm(config, arm, checkpoint, device)
-    tokenizer = load_tokenizer(model.config.tokenizer, checkpoint)
-    return Subject(config, model, tokenizer, data)
 
 
 def plan_cells(subject: Subject) -> list[Cell]:
@@ -89,10 +67,12 @@ def run_cell(cell: Cell, writer: RowWriter) -> bool:
     """Add the rows of one cell, or its error rows; returns whether it succeeded."""
     try:
         rows = cell.run()
-    except HamError:
-        raise
     except Exception as error:
-        traceback.print_exc()
+        unusable = isinstance(error, UnusableModelError)
+        if isinstance(error, HamError) and not unusable:
+            raise
+        if not unusable:
+            traceback.print_exc()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"ham: warning: {cell.name} failed: {reason}", file=sys.stderr)
         rows = [{**fields, "value": None, "error": reason} for fields in cell.expected]

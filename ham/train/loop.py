@@ -28,7 +28,6 @@ from ham.measure.cost import TRAINING_PASSES
 from ham.measure.device import model_flops_utilisation
 from ham.model.calibration import calibrate, realised_fractions, thresholds
 from ham.model.checkpoint import save_model
-from ham.model.decoder import DecoderLM
 from ham.model.precision import precision_context
 from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
@@ -68,7 +67,9 @@ class Trainer:
         self.batches = self._sampler("train", self.config.data.recall_fraction, job.seed)
         torch.manual_seed(job.seed)
         described = model_config(self.config, job.arm, self.tokenizer.vocabulary_size)
-        self.model = DecoderLM(described).to(job.device)
+        self.model = described.build().to(job.device)
+        with self._autocast():
+            self.model.check_trains()
         self.optimiser = make_optimiser(self.model, self.settings)
         self.optimiser_step = OptimiserStep(self.model, self.optimiser, self.settings)
         self.step = 0
@@ -291,6 +292,9 @@ class Trainer:
     def _finish(self, out_folder: Path | None) -> RowWriter:
         tokens = self.settings.steps * self.settings.batch_size * self.config.data.context
         facts: dict[str, Any] = {"steps": self.step, "tokens": tokens, "seed": self.job.seed}
+        matched = getattr(self.model.config, "matched", None)
+        if matched is not None:
+            facts["parameters_matched"] = matched
         if self.model.routes:
             facts["routing"] = self._routing_facts()
         if out_folder is not None:

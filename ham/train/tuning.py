@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from ham.config import Config, TuningConfig
-from ham.errors import ConfigError, CorruptFileError, MissingDataError
+from ham.errors import ConfigError, CorruptFileError, MissingDataError, UnusableModelError
 from ham.files import read_json, write_json
 from ham.report.rows import Row
 
@@ -20,6 +20,7 @@ EXPERIMENT = "tuning"
 METRIC = "loss_nats"
 TASK = "validation"
 LABEL = "learning_rate"
+_UNUSABLE = UnusableModelError.__name__
 KEPT = (METRIC, "wall_seconds")
 
 
@@ -55,6 +56,8 @@ def last_losses(rows: Iterable[Row], arm: str) -> dict[float, Row]:
 def choose(rows: Iterable[Row], arm: str, rates: Iterable[float]) -> Choice:
     """The rate with the lowest validation loss, the lower one of equals.
 
+    The lowest one tried of a model that cannot be used here.
+
     Raises:
         MissingDataError: If a rate was not tried; names those that were.
         ConfigError: If no rate gave a finite loss.
@@ -68,6 +71,9 @@ def choose(rows: Iterable[Row], arm: str, rates: Iterable[float]) -> Choice:
             f"no tuning rows of arm {arm!r} at learning rate {missing[0]:g}; tried: {tried}"
         )
     losses = {rate: found[rate].value for rate in wanted}
+    if all((found[rate].error or "").startswith(_UNUSABLE) for rate in wanted):
+        # Its training says the same; the other arms go on.
+        return Choice(arm, wanted[0], losses, None)
     if best_rate(losses) is None:
         raise ConfigError(
             f"no learning rate of arm {arm!r} gave a finite loss "
@@ -134,6 +140,11 @@ def tuning_of(config: Config) -> TuningConfig:
     if config.tuning is None:
         raise ConfigError(f"configuration {config.name!r} has no tuning section")
     return config.tuning
+
+
+def unusable_reason(error: UnusableModelError) -> str:
+    """The error of a row about a model that cannot be used here."""
+    return " ".join(f"{_UNUSABLE}: {error}".split())
 
 
 def as_tuning_rows(rows: Iterable[Row], rate: float) -> list[Row]:
