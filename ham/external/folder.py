@@ -6,6 +6,7 @@ library, and one of anybody else, with its own tokenizer.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ham.external.configuration import ExternalModelConfig, network_of
 from ham.external.library import configuration_class, known_types, one_line, quiet
 from ham.external.model import ExternalLM
 from ham.files import read_json
-from ham.hf.source import refuse_pickled_adapter, weight_files
+from ham.hf.source import refuse_pickled_adapter, stored_shapes, weight_files
 from ham.model.checkpoint import HF_CONFIG_FILE
 from ham.train.tokenizer import OWN_NAME, TOKENIZER_FILE
 
@@ -154,11 +155,28 @@ def _read_configuration(folder: Path, library: str, model_type: str) -> Any:
         ) from error
 
 
+def _check_size(folder: Path, described: ExternalModelConfig, configuration: Any) -> None:
+    """Refuse a configuration of a far larger model than the weights before memory is taken for it.
+
+    A key that is missing means the default of the library, which may be a model of billions.
+    """
+    stored = sum(math.prod(shape) for shape in stored_shapes(weight_files(folder)).values())
+    with torch.device("meta"):
+        outline = ExternalLM(described, network_of(configuration, described.model_type))
+    expected = outline.count_parameters()
+    if expected > 2 * stored:
+        raise CorruptFileError(
+            f"the weights in {folder} do not fit its config.json, which describes "
+            f"{expected:,} parameters: the files hold {stored:,} numbers"
+        )
+
+
 def _load(
     folder: Path, described: ExternalModelConfig, configuration: Any, device: str | torch.device
 ) -> ExternalLM:
     from transformers import AutoModelForCausalLM
 
+    _check_size(folder, described, configuration)
     try:
         with quiet():
             network, report = AutoModelForCausalLM.from_pretrained(

@@ -57,7 +57,7 @@ def check_folder(folder: Path) -> ModelConfig:
     """
     files = weight_files(folder)
     config = ModelConfig.from_dict(read_hf_config(folder / HF_CONFIG_FILE)["config"])
-    _check_names_and_shapes(folder, _stored_shapes(files), _expected_shapes(config))
+    _check_names_and_shapes(folder, stored_shapes(files), _expected_shapes(config))
     return config
 
 
@@ -99,7 +99,12 @@ def refuse_pickled_adapter(folder: Path) -> None:
         )
 
 
-def _stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+def stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in safetensors files.
+
+    Raises:
+        CorruptFileError: If one is not complete.
+    """
     shapes = {}
     for path in files:
         try:
@@ -108,7 +113,7 @@ def _stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
                 shapes |= {name: tuple(stored.get_slice(name).get_shape()) for name in names}
         except SafetensorError as error:
             raise CorruptFileError(
-                f"{path} is not a complete safetensors file: {error}; export the model again"
+                f"{path} is not a complete safetensors file: {error}; write the model again"
             ) from error
     return shapes
 

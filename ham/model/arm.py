@@ -99,9 +99,7 @@ def read_checkpoint(arm: ArmConfig, given: Path | None) -> Path:
         ConfigError: If there is neither.
     """
     if given is None and arm.checkpoint is None:
-        raise ConfigError(
-            f"arm {arm.name!r} has no checkpoint of its own; give --checkpoint FOLDER"
-        )
+        raise ConfigError(f"arm {arm.name!r} names no checkpoint; give --checkpoint FOLDER")
     return given or Path(arm.checkpoint)
 
 

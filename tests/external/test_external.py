@@ -286,6 +286,9 @@ def test_a_checkpoint_is_evaluated_in_its_own_tokens(
     text = format_plan(Plan(config, cores=2))
     assert "transformers:gpt_neox" in text and "FLOPs by torch's flop counter" in text
     assert main(["generate", str(foreign), "--prompt", "the", "--tokens", "3"]) == 0
+    sample = ["--sample", str(data / "test.tokens")]
+    assert main(["inspect", str(foreign), *sample]) == 2
+    assert "routes no tokens" in capsys.readouterr().err
 
 
 def test_an_exported_ham_is_such_a_checkpoint(tiny_model, data: Path, tmp_path: Path) -> None:
@@ -355,6 +358,11 @@ CHECKPOINT_FAULTS = {
         lambda folder: edit_config(folder, intermediate_size=80),
         CorruptFileError,
         "the weights in .*copy",
+    ),
+    "another size altogether": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+        CorruptFileError,
+        r"describes 6,738,415,616 parameters: the files hold",
     ),
     "truncated": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100),
