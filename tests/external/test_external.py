@@ -31,6 +31,7 @@ from ham.report.rows import read_rows
 from ham.train.retokenise import retokenise
 from ham.train.shards import TokenShard
 from ham.train.tokenizer import ByteTokenizer, VocabularyTokenizer, load_tokenizer, train_bpe
+from ham.train.tuning import choose
 from ham.workflow import checkpoint_folder, rows_files, stage_modules
 
 MODELS = {
@@ -213,6 +214,14 @@ def test_a_library_that_is_missing_is_an_error_row(
     assert {"bits_per_byte", "accuracy"} <= {row.metric for row in rows["evaluate"]}
     assert "arm 'other' cannot run here" in capsys.readouterr().err
     assert "need flash-linear-attention" in format_plan(Plan(config, cores=2))
+    # So does a tuning run, and no rate is chosen for its loss.
+    tuned = experiment(external_arm("gla", library="fla"), tuning={"learning_rates": [0.1, 0.2]})
+    common = [write_config(tuned), "--arm", "other", "--data", str(data)]
+    for rate in ("0.2", "0.1"):
+        out = ["--out", str(tmp_path / rate), "--seed", str(tuned.tuning.seed)]
+        assert main(["train", *common, *out, "--learning-rate", rate]) == 0
+    tried = read_rows([tmp_path / rate / "tuning.rows.jsonl" for rate in ("0.1", "0.2")])
+    assert choose(tried, "other", [0.1, 0.2]).learning_rate == 0.1
     # The next attempt, on a machine that has it, takes the note away.
     save_model(tmp_path / "checkpoint", model_config(config, config.arms[0], 257).build())
     load_model(tmp_path / "checkpoint")
@@ -367,7 +376,7 @@ CHECKPOINT_FAULTS = {
     "truncated": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100),
         CorruptFileError,
-        "the weights in .*copy",
+        "is not a complete safetensors file",
     ),
 }
 
