@@ -20,7 +20,7 @@ from ham.config import MeasureConfig, TrainConfig
 from ham.errors import HamError, MissingDataError
 from ham.measure.device import PEAKS, model_flops_utilisation
 from ham.measure.timing import peak_extra_bytes, time_calls
-from ham.model.language_model import LanguageModel, Memory
+from ham.model.language_model import LanguageModel, Memory, flops_labels
 from ham.model.precision import precision_context
 from ham.report.rows import RowWriter
 from ham.train.optimiser import make_optimiser, set_learning_rate
@@ -192,8 +192,7 @@ class Measurement:
         flops = self.model.forward_flops(context, 1.0 if fraction is None else fraction)
         flops *= passes * self.settings.batch_size
         share = model_flops_utilisation(flops, ms / 1e3, self.device_name)
-        source = self.model.flops_source
-        labels = {} if source is None else {"flops": source}
+        labels = flops_labels(self.model)
         self.writer.add("throughput", "mfu_fraction", share, task=task, labels=labels, **where)
 
     def _add_state_bytes(self, state: Memory, cache_fractions: list, where: dict) -> None:

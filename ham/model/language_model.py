@@ -167,6 +167,11 @@ class LanguageModel(Protocol):
         """The inverse."""
 
 
+def flops_labels(model: LanguageModel) -> dict[str, str]:
+    """Labels of a row whose value rests on FLOPs that no layer declared: how they were found."""
+    return {} if model.flops_source is None else {"flops": model.flops_source}
+
+
 class UnusableLM(nn.Module):
     """Stands for a model that cannot be used here: whatever is asked of it raises the reason.
 

@@ -28,6 +28,7 @@ from ham.measure.cost import TRAINING_PASSES
 from ham.measure.device import model_flops_utilisation
 from ham.model.calibration import calibrate, realised_fractions, thresholds
 from ham.model.checkpoint import save_model
+from ham.model.language_model import flops_labels
 from ham.model.precision import precision_context
 from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
@@ -315,7 +316,8 @@ class Trainer:
             self.config.data.context, 1.0 if fraction is None else fraction
         )
         flops = TRAINING_PASSES * per_sequence * self.settings.steps * self.settings.batch_size
-        writer.add("train", "training_flops", flops, kv_fraction=fraction)
+        labels = flops_labels(self.model)
+        writer.add("train", "training_flops", flops, kv_fraction=fraction, labels=labels)
         writer.add("train", LABEL, self.settings.learning_rate)
         writer.add("train", "tokens_per_second", tokens / self.clock.seconds)
         writer.add("train", "wall_seconds", self.clock.seconds)
@@ -337,7 +339,7 @@ class Trainer:
         flops = TRAINING_PASSES * per_sequence * self.settings.batch_size
         share = model_flops_utilisation(flops, step_seconds, device_name(self.job.device.type))
         if share is not None:
-            writer.add("train", "mfu_fraction", share)
+            writer.add("train", "mfu_fraction", share, labels=flops_labels(self.model))
 
     def discard_state(self) -> None:
         """Remove the resumable state of a run whose outputs are written."""
