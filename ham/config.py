@@ -280,10 +280,15 @@ class LmEvalConfig(Strict):
             "held_out_last_word",
             "held_out_continuation",
             "held_out_perplexity",
-        ]
+        ],
+        description="Tasks of this project, sets of `ham fetch-evals`, hub:NAME for any task of "
+        "lm-eval with data of the Hugging Face hub, or the path of a task file (.yaml).",
     )
     limit: Positive | None = Field(default=None, description="Documents per task; null for all.")
     batch_size: Positive = 16
+    untrained: bool = Field(
+        default=True, description="Ask the model as it was before training too, as a chance line."
+    )
 
 
 class NeedleConfig(Strict):

@@ -12,7 +12,7 @@ import pytest
 
 from ham.cli import fetch_evals as fetch_command
 from ham.cli import main
-from ham.cli.evaluate import samples_path
+from ham.cli.evaluate import beside
 from ham.cli.lm_eval import complete_arguments
 from ham.evaluate import fetch_evals
 from ham.model.checkpoint import save_model
@@ -155,5 +155,5 @@ def test_generate_without_a_model(tmp_path: Path, capsys) -> None:
 
 
 def test_samples_stand_beside_the_rows() -> None:
-    assert samples_path(Path("a/evaluate.rows.jsonl")) == Path("a/evaluate.samples.jsonl")
-    assert samples_path(Path("x.jsonl")) == Path("x.samples.jsonl")
+    assert beside(Path("a/evaluate.rows.jsonl"), "samples") == Path("a/evaluate.samples.jsonl")
+    assert beside(Path("x.jsonl"), "documents") == Path("x.documents.jsonl")
