@@ -268,8 +268,16 @@ class LanguageModellingConfig(Strict):
     """Bits per byte on held-out documents, with the loss by position."""
 
     tokens: Positive = 65_536
-    contexts: list[Positive] = Field(default_factory=lambda: [512])
+    contexts: list[Positive] = Field(
+        default_factory=lambda: [512],
+        description="Lengths of the windows; longer ones than data.context show what lies beyond.",
+    )
     position_bins: Positive = 8
+    rare_share: Fraction | None = Field(
+        default=0.2,
+        description="Rare are the least frequent words of the training text that together make up "
+        "this share of it; null: no classes of words.",
+    )
 
 
 class LmEvalConfig(Strict):
