@@ -357,6 +357,10 @@ class DialConfig(Strict):
         default_factory=lambda: [0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
     )
     tokens: Positive = 16_384
+    samples: NonNegative = Field(
+        default=4,
+        description="In place of the samples of needle and recall, at each fraction; 0: not asked.",
+    )
 
 
 class EvaluateConfig(Strict):
