@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
 from ham.report.aggregate import Cell, Point, Results, kv_fraction_cell
 from ham.report.formats import bits, byte_size, share, short_bytes, significant
@@ -272,6 +272,11 @@ def _aspect_panel(
     axes.set_ylabel(aspect.title)
     axes.margins(y=0.12)
     write = aspect.tick or (aspect.write if aspect.write is share else None)
+    if aspect.tick is not None:
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(
+            MultipleLocator(2.0 ** math.floor(math.log2((high - low) / 3)))
+        )
     if write is not None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
