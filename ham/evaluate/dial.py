@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from ham.config import DialConfig
+from ham.errors import HamError
 from ham.evaluate import needle, recall
 from ham.evaluate.language_modelling import Segment, draw_segments, ratio_fields
 from ham.evaluate.part import CORPUS_TASK, EVALUATION_SEED, Cell, Fields, Subject
@@ -131,17 +133,28 @@ def measure_fraction(
     routing = RoutingCount()
     with dialled(subject.model, batches, fraction):
         scores = subject.score([segment.tokens for segment in segments], routing)
-        asked = {name: [cell.run() for cell in parts] for name, parts in questions.items()}
+        answers = {name: _ask(parts) for name, parts in questions.items()}
     bits = np.array([score.nats.sum() for score in scores]) / math.log(2)
     sizes = np.array([subject.tokenizer.count_bytes(segment.tokens[1:]) for segment in segments])
     documents = np.array([segment.document for segment in segments])
     text = {**ratio_fields(bits, sizes, documents), "kv_fraction": routing.fraction()}
     rows = [{**coordinates(fraction), **text}]
-    for name, made in asked.items():
-        answered = [row for part in made for row in part if row["metric"] == "accuracy"]
-        place = coordinates(fraction, f"{name}_accuracy")
-        rows.append({**place, **pooled_accuracy(answered)})
+    for name, fields in answers.items():
+        rows.append({**coordinates(fraction, f"{name}_accuracy"), **fields})
     return rows
+
+
+def _ask(parts: Sequence[Cell]) -> Fields:
+    """The accuracy of all cells together; a failure of one must not take the loss with it."""
+    try:
+        made = [row for part in parts for row in part.run()]
+    except HamError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"ham: warning: a question of the dial failed: {reason}", file=sys.stderr)
+        return {"value": None, "error": reason}
+    return pooled_accuracy([row for row in made if row["metric"] == "accuracy"])
 
 
 def pooled_accuracy(rows: Sequence[Fields]) -> Fields:
