@@ -8,11 +8,10 @@ does nothing else (`ham.measure.dial`).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,19 +19,12 @@ import torch
 from ham.config import DialConfig
 from ham.errors import HamError
 from ham.evaluate import needle, recall
-from ham.evaluate.language_modelling import Segment, draw_segments, ratio_fields
-from ham.evaluate.part import CORPUS_TASK, EVALUATION_SEED, Cell, Fields, Subject
+from ham.evaluate.language_modelling import ratio_fields
+from ham.evaluate.part import Cell, Fields, Subject
 from ham.evaluate.scoring import RoutingCount
-from ham.model.calibration import calibrate
-from ham.model.decoder import DecoderLM
+from ham.evaluate.segments import Segment, draw_segments
+from ham.evaluate.threshold_dial import calibration_batches, coordinates, dialled, has_dial
 from ham.report.statistics import wilson_interval
-
-EXPERIMENT = "dial"
-
-
-def has_dial(model: DecoderLM) -> bool:
-    """Whether a threshold decides what a model keeps."""
-    return model.routes and any(one.control != "none" for one in model.controllers)
 
 
 def cells(subject: Subject) -> list[Cell]:
@@ -74,44 +66,6 @@ def _questions(subject: Subject, settings: DialConfig) -> dict[str, list[Cell]]:
     config = subject.config.model_copy(update={"evaluate": evaluate.model_copy(update=fewer)})
     smaller = dataclasses.replace(subject, config=config)
     return {name: parts[name](smaller) for name in fewer}
-
-
-def coordinates(fraction: float, metric: str = "bits_per_byte") -> Fields:
-    """Experiment, metric and coordinates of a row."""
-    return {
-        "experiment": EXPERIMENT,
-        "metric": metric,
-        "task": CORPUS_TASK,
-        "x_name": "target_fraction",
-        "x_value": fraction,
-    }
-
-
-def calibration_batches(subject: Subject, limit: int | None = None) -> list[torch.Tensor]:
-    """`tokens_BT` of the calibration split, as many as the configuration's training uses.
-
-    Args:
-        subject: The model and its data.
-        limit: At most so many batches.
-    """
-    train = subject.config.train
-    context = subject.config.data.context
-    rows = min(limit or train.calibration_batches, train.calibration_batches) * train.batch_size
-    segments = draw_segments(
-        subject.shard("calibration").documents(), context, rows * context, EVALUATION_SEED
-    )
-    tokens = np.stack([segment.tokens[:-1] for segment in segments]).astype(np.int64)
-    return list(torch.from_numpy(tokens).to(subject.model.device).split(train.batch_size))
-
-
-@contextlib.contextmanager
-def dialled(model: DecoderLM, batches: Sequence[torch.Tensor], fraction: float) -> Iterator[None]:
-    """The model with its thresholds at a target fraction; the earlier ones return on leaving."""
-    # All or nothing needs no scores: the threshold is infinite then.
-    needed = batches if 0 < fraction < 1 else batches[:1]
-    with thresholds_restored(model):
-        calibrate(model, needed, fraction)
-        yield
 
 
 def measure_fraction(
@@ -177,18 +131,3 @@ def pooled_accuracy(rows: Sequence[Fields]) -> Fields:
         "interval": pooled.interval,
         "kv_fraction": kept,
     }
-
-
-@contextlib.contextmanager
-def thresholds_restored(model: DecoderLM) -> Iterator[None]:
-    """Put all persistent buffers, thresholds among them, back on leaving."""
-    parameters = {name for name, _ in model.named_parameters()}
-    saved = {
-        name: tensor.clone()
-        for name, tensor in model.state_dict().items()
-        if name not in parameters
-    }
-    try:
-        yield
-    finally:
-        model.load_state_dict(saved, strict=False)

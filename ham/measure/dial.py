@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ham.evaluate.dial import calibration_batches, coordinates, dialled, has_dial
+from ham.evaluate.threshold_dial import calibration_batches, coordinates, dialled, has_dial
 from ham.measure.timing import time_calls
 from ham.model.precision import precision_context
 

@@ -8,6 +8,7 @@ import torch
 from ham.evaluate import dial, recall
 from ham.evaluate.language_modelling import draw_segments, ratio_fields
 from ham.evaluate.scoring import score_rows
+from ham.evaluate.threshold_dial import calibration_batches, dialled, thresholds_restored
 from ham.measure.dial import measure_dial
 from ham.model.calibration import calibrate, thresholds
 from ham.report.rows import RowWriter
@@ -56,7 +57,7 @@ def test_scores_are_those_of_the_calibrated_model(make_subject, tiny_model) -> N
     model = tiny_model("ham")
     subject = make_subject(model, SETTINGS, **TRAIN)
     row = dial.cells(subject)[1].run()[0]
-    calibrate(model, dial.calibration_batches(subject), 0.25)
+    calibrate(model, calibration_batches(subject), 0.25)
     segments = draw_segments(subject.test.documents(), 128, 2560)
     scores = score_rows(model, [segment.tokens for segment in segments])
     nats = sum(score.nats.sum() for score in scores)
@@ -83,7 +84,7 @@ def test_the_trained_thresholds_come_back(make_subject, tiny_model) -> None:
 def test_they_come_back_after_a_failure_too(tiny_model) -> None:
     model = tiny_model("ham")
     before = thresholds(model)
-    with pytest.raises(RuntimeError, match="in between"), dial.thresholds_restored(model):
+    with pytest.raises(RuntimeError, match="in between"), thresholds_restored(model):
         calibrate(model, [torch.zeros(1, 8, dtype=torch.int64)], 0.9)
         assert thresholds(model) != before
         raise RuntimeError("in between")
@@ -96,7 +97,7 @@ def test_models_that_do_not_route_have_no_dial(make_subject, tiny_model) -> None
 
 def test_calibration_reads_the_calibration_split(make_subject, tiny_model) -> None:
     subject = make_subject(tiny_model("ham"), SETTINGS, **TRAIN)
-    batches = dial.calibration_batches(subject)
+    batches = calibration_batches(subject)
     assert [tuple(batch.shape) for batch in batches] == [(4, 128), (4, 128)]
     text = bytes(subject.shard("calibration").tokens.astype("uint8"))
     assert all(bytes(row.tolist()) in text for batch in batches for row in batch)
@@ -118,7 +119,7 @@ def test_needles_and_recall_are_asked_at_each_fraction(make_subject, tiny_model)
     assert set(rows) == set(metrics)
     assert rows["needle_accuracy"]["n"] == 2 and rows["recall_accuracy"]["n"] == 2 * 2 + 2 * 4
     assert all(row["x_value"] == 0.25 and 0 < row["kv_fraction"] < 1 for row in rows.values())
-    with dial.dialled(model, dial.calibration_batches(subject), 0.25):
+    with dialled(model, calibration_batches(subject), 0.25):
         own = [recall.measure_pairs(subject, pairs, 2) for pairs in (2, 4)]
     hits = sum(row["value"] * row["n"] for row in own)
     assert rows["recall_accuracy"]["value"] == pytest.approx(hits / 12)

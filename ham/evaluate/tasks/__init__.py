@@ -109,7 +109,7 @@ def check_task_names(names: Iterable[str]) -> None:
             if not Path(name).is_file():
                 raise ConfigError(f"the task file {name} does not exist")
         elif name not in known_tasks():
-            legal = (*known_tasks(), f"{HUB_PREFIX}NAME", f"PATH{OWN_SUFFIX}")
+            legal = (*known_tasks(), f"{HUB_PREFIX}NAME", f"your/file{OWN_SUFFIX}")
             raise unknown_choice("lm-eval task", name, legal)
 
 
