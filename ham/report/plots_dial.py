@@ -140,19 +140,19 @@ class Aspect:
     Attributes:
         metric: In the rows of the dial.
         title: Name and unit.
-        trained: The same quantity of a model as it was trained, from the rows of its own part.
+        whole: The same quantity of a model without a dial, from the rows of its own part.
         write: Writes a value.
         tick: Writes a tick; `write` when None.
     """
 
     metric: str
     title: str
-    trained: Callable[[Results, Look, str], Cell]
+    whole: Callable[[Results, Look, str], Cell]
     write: Callable[[float], str]
     tick: Callable[[float], str] | None = None
 
 
-def _trained_time(results: Results, look: Look, model: str) -> Cell:
+def _decode_time(results: Results, look: Look, model: str) -> Cell:
     keep = main_variant(results, model, "throughput")
     where = {"model": model, "task": "decode", "x": _measured_context(results), "keep": keep}
     return results.cell("throughput", "decode_ms", **where)
@@ -185,7 +185,7 @@ ASPECTS = (
         byte_size,
         short_bytes,
     ),
-    Aspect("decode_ms", "decoding (ms per token)", _trained_time, significant),
+    Aspect("decode_ms", "decoding (ms per token)", _decode_time, significant),
 )
 
 
@@ -228,8 +228,8 @@ def dial_page(results: Results, look: Look) -> Drawing | None:
     return Drawing(
         figure,
         "Lines: one trained model a line, its thresholds calibrated for each target share and "
-        "frozen. Hollow markers: models trained for the share they stand at. Dashed: models "
-        "without a dial.",
+        "frozen. Hollow markers: models trained for the target they stand at, asked the same. "
+        "Dashed: models without a dial, on the text and questions of their own parts.",
         f"Where hollow markers lie below the line in loss, training for a share pays. {said}.",
         f"Panels of the dial against the realised KV fraction. {said}.",
     )
@@ -253,7 +253,8 @@ def _aspect_panel(
         style = look.styles[model]
         draw_points(axes, dial_points(results, model, aspect.metric), style)
         for name in trained_family(look, model):
-            cell = aspect.trained(results, look, name)
+            # At its own target on its own dial: the same text and questions as the line.
+            cell = results.cell("dial", aspect.metric, model=name, x=look.targets[name])
             kept = kv_fraction_cell(cell.rows)
             if cell.value is None or kept is None or kept.value is None:
                 continue
@@ -261,7 +262,7 @@ def _aspect_panel(
             shape = line_style(style, size=7.5, linestyle="none", **hollow, markeredgewidth=1.5)
             axes.plot([kept.value], [cell.value], **shape)
     for model in others:
-        cell = aspect.trained(results, look, model)
+        cell = aspect.whole(results, look, model)
         if cell.value is not None:
             axes.axhline(
                 cell.value, color=look.styles[model].color, linestyle=(0, (5, 2)), linewidth=1.3
