@@ -27,13 +27,16 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ham.errors import ConfigError
+    from ham.evaluate.part import Subject
     from ham.failure import read_failure
     from ham.job import open_job
+    from ham.measure.dial import measure_dial
     from ham.measure.throughput import Measurement, expected_rows
     from ham.model.arm import load_arm
     from ham.progress import ProgressReporter
     from ham.report.manifest import device_name
     from ham.train.shards import TokenShard
+    from ham.train.tokenizer import load_tokenizer
 
     with open_job(arguments, "measure") as job:
         settings = job.config.measure
@@ -62,5 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         parts = len(measurement.parts) * len(settings.contexts) + 1
         with ProgressReporter(f"measure {job.arm.name}", parts) as progress:
             measurement.run(lambda note: progress.advance(note=note))
+            tokenizer = load_tokenizer(model.config.tokenizer, arguments.data)
+            measure_dial(Subject(job.config, model, tokenizer, arguments.data), writer)
         job.finish(writer, arguments.rows)
     return 0

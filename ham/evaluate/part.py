@@ -54,7 +54,9 @@ class Subject:
         model: In evaluation mode, on its device.
         tokenizer: The model's tokenizer.
         data: Folder written by `ham prepare`.
+        seed: The seed of the training run.
         samples: The answers to every lm-eval question are appended here.
+        documents: Bits and bytes of every held-out document are appended here.
         on_batch: Called after each forward pass with the rows done and the rows in all.
     """
 
@@ -62,7 +64,9 @@ class Subject:
     model: DecoderLM
     tokenizer: Tokenizer
     data: Path
+    seed: int = 0
     samples: list[Fields] = field(default_factory=list)
+    documents: list[Fields] = field(default_factory=list)
     on_batch: OnBatch | None = None
 
     @cached_property
