@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from ham.config_types import Fraction, Positive, Strict
+from ham.config_types import Fraction, NonNegative, Positive, Strict
 from ham.ruler.tasks import TASKS as RULER_TASKS
 
 
@@ -17,8 +17,16 @@ class LanguageModellingConfig(Strict):
     """Bits per byte on held-out documents, with the loss by position."""
 
     tokens: Positive = 65_536
-    contexts: list[Positive] = Field(default_factory=lambda: [512])
+    contexts: list[Positive] = Field(
+        default_factory=lambda: [512],
+        description="Lengths of the windows; longer ones than data.context show what lies beyond.",
+    )
     position_bins: Positive = 8
+    rare_share: Fraction | None = Field(
+        default=0.2,
+        description="Rare are the least frequent words of the training text that together make up "
+        "this share of it; null: no classes of words.",
+    )
 
 
 class LmEvalConfig(Strict):
@@ -29,10 +37,15 @@ class LmEvalConfig(Strict):
             "held_out_last_word",
             "held_out_continuation",
             "held_out_perplexity",
-        ]
+        ],
+        description="Tasks of this project, sets of `ham fetch-evals`, hub:NAME for any task of "
+        "lm-eval with data of the Hugging Face hub, or the path of a task file (.yaml).",
     )
     limit: Positive | None = Field(default=None, description="Documents per task; null for all.")
     batch_size: Positive = 16
+    untrained: bool = Field(
+        default=True, description="Ask the model as it was before training too, as a chance line."
+    )
 
 
 class NeedleConfig(Strict):
@@ -93,6 +106,10 @@ class DialConfig(Strict):
         default_factory=lambda: [0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
     )
     tokens: Positive = 16_384
+    samples: NonNegative = Field(
+        default=4,
+        description="In place of the samples of needle and recall, at each fraction; 0: not asked.",
+    )
 
 
 class EvaluateConfig(Strict):

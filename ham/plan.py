@@ -257,6 +257,7 @@ class Plan:
             sequences += [(length, part.tokens / length) for length in part.contexts]
         if evaluate.lm_eval:
             documents = evaluate.lm_eval.limit or ASSUMED_TASK_DOCUMENTS
+            documents *= 2 if evaluate.lm_eval.untrained else 1
             sequences.append((context, len(evaluate.lm_eval.tasks) * documents))
         if evaluate.needle:
             part = evaluate.needle
@@ -269,7 +270,14 @@ class Plan:
             batches = CALIBRATION_PASSES * self.config.train.calibration_batches
             calibration = batches * self.config.train.batch_size
             count = evaluate.dial.tokens / context + calibration
+            if evaluate.recall:
+                count += len(evaluate.recall.pairs) * evaluate.dial.samples
             sequences.append((context, len(evaluate.dial.fractions) * count))
+            if evaluate.needle:
+                part = evaluate.needle
+                count = len(part.depths) * evaluate.dial.samples * len(evaluate.dial.fractions)
+                for task in part.tasks:
+                    sequences += [(length, count) for length in part.lengths_of(task)]
         reading = sum(count * model.forward_flops(length, fraction) for length, count in sequences)
         return reading + self._generation_flops(model, fraction)
 

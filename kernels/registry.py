@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ham.errors import ConfigError, DeviceError, unknown_choice
 
@@ -198,6 +199,10 @@ def _automatic(operation: str, device: torch.device, arguments: Mapping[str, Any
     providers = _OPERATIONS[operation].providers
     fused = providers.get(TRITON)
     if fused is None or device.type != "cuda" or not fused.available(device):
+        return providers[TORCH]
+    # No Triton kernel takes float64; asked for its reason, it would raise an error, whose text
+    # `torch.compile` cannot read.
+    if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in arguments.values()):
         return providers[TORCH]
     if arguments and fused.refusal(arguments) is not None:
         return providers[TORCH]

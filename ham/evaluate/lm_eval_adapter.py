@@ -17,12 +17,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from ham.errors import ConfigError
-from ham.evaluate.scoring import (
-    OnBatch,
-    RoutingCount,
-    overflows,
-    score_continuations,
-)
+from ham.evaluate.continuations import overflows, score_continuations
+from ham.evaluate.scoring import OnBatch, RoutingCount
 from ham.model.generation import generate
 from ham.model.precision import precision_context
 
@@ -43,12 +39,13 @@ class TaskRecord:
     Attributes:
         truncated: Requests whose context was cut from the left to fit.
         routing: Tokens read and routed.
-        continuation_tokens: Tokens of each `(context, continuation)` that was scored.
+        scored_tokens: Tokens scored by the request's arguments: those of the continuation of a
+            `(context, continuation)`, all of a `(text,)`.
     """
 
     truncated: int = 0
     routing: RoutingCount = field(default_factory=RoutingCount)
-    continuation_tokens: dict[tuple[str, str], int] = field(default_factory=dict)
+    scored_tokens: dict[tuple[str, ...], int] = field(default_factory=dict)
 
 
 @register_model("ham")
@@ -63,6 +60,7 @@ class HamLM(TemplateLM):
         max_length: Longest input in tokens; the training context when missing.
         tokenizer: The tokenizer of a model that is given as an object.
         precision: `auto` (bfloat16 autocast on a GPU), `float32` or `bfloat16`.
+        share_contexts: Whether the options of a question read their context once.
         on_batch: Called after each forward pass with the rows done and the rows in all, and when
             generation ends with the prompts done and the prompts in all.
 
@@ -80,6 +78,7 @@ class HamLM(TemplateLM):
         max_length: int | None = None,
         tokenizer: Tokenizer | None = None,
         precision: str = "auto",
+        share_contexts: bool = True,
         on_batch: OnBatch | None = None,
     ):
         super().__init__()
@@ -89,6 +88,7 @@ class HamLM(TemplateLM):
             raise ValueError("a model given as an object needs its tokenizer")
         self.model = pretrained.eval()
         self.precision = precision
+        self.share_contexts = share_contexts
         self.on_batch = on_batch
         self._tokens = tokenizer
         self._device = pretrained.device
@@ -182,7 +182,7 @@ class HamLM(TemplateLM):
         **_: Any,
     ) -> list[tuple[float, bool]]:
         for texts, context, continuation in requests:
-            self._record.continuation_tokens[texts] = len(continuation)
+            self._record.scored_tokens[texts] = len(continuation)
             self._record.truncated += overflows(context, continuation, self.max_length)
         pairs = [(context, continuation) for _, context, continuation in requests]
         results = self._score(pairs)
@@ -198,14 +198,17 @@ class HamLM(TemplateLM):
             self.max_length,
             self._record.routing,
             self.on_batch,
+            self.share_contexts,
         )
 
     def _rolling(self, requests: list[Instance]) -> list[float]:
         windows: list[tuple[list[int], list[int]]] = []
         owners: list[int] = []
         for index, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            self._record.scored_tokens[request.args] = len(tokens)
             rolling = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
+                token_list=tokens,
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,

@@ -56,7 +56,9 @@ class Subject:
         model: In evaluation mode, on its device.
         tokenizer: The model's tokenizer.
         data: Folder written by `ham prepare`.
+        seed: The seed of the training run.
         samples: The answers to every lm-eval question are appended here.
+        documents: Bits and bytes of every held-out document are appended here.
         on_batch: Called after each forward pass with the rows done and the rows in all.
         foreign: Whether the model was trained elsewhere, perhaps with a tokenizer of its own; the
             texts are then encoded again.
@@ -66,7 +68,9 @@ class Subject:
     model: LanguageModel
     tokenizer: Tokenizer
     data: Path
+    seed: int = 0
     samples: list[Fields] = field(default_factory=list)
+    documents: list[Fields] = field(default_factory=list)
     on_batch: OnBatch | None = None
     foreign: bool = False
 

@@ -41,13 +41,19 @@ class RoutingCount:
     tokens: int = 0
     routed: dict[int, float] = field(default_factory=dict)
 
-    def add(self, output: DecoderOutput, valid_BT: torch.Tensor) -> None:
-        """Count one batch; `valid_BT` is False on padding."""
-        self.tokens += int(valid_BT.sum())
+    def add(self, output: DecoderOutput, times_BT: torch.Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            output: What the model gave.
+            times_BT: How often each token counts, integer or boolean: 0 on padding, more than 1
+                where several rows share what was read once.
+        """
+        self.tokens += int(times_BT.sum())
         for layer, aux in enumerate(output.aux):
             share_BT = aux.kept_share_BT()
             if share_BT is not None:
-                count = float((share_BT * valid_BT).double().sum())
+                count = float((share_BT * times_BT).double().sum())
                 self.routed[layer] = self.routed.get(layer, 0.0) + count
 
     def per_layer(self) -> dict[int, float]:
@@ -131,47 +137,6 @@ def score_rows(
     return scores  # type: ignore[return-value]
 
 
-def score_continuations(
-    model: LanguageModel,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    batch_size: int,
-    max_length: int | None = None,
-    routing: RoutingCount | None = None,
-    on_batch: OnBatch | None = None,
-) -> list[tuple[float, bool]]:
-    """Log-likelihood of each continuation given its context.
-
-    Args:
-        model: The model.
-        pairs: `(context_ids, continuation_ids)`; neither is empty.
-        batch_size: Rows of `max_length` tokens per forward pass, at most; shorter rows are packed
-            into as many tokens, and a CPU takes `BATCH_TOKENS`.
-        max_length: Longest input; the training context when None. Of a longer pair the last
-            `max_length + 1` tokens are kept (`overflows` tells which).
-        routing: Counts routed tokens here.
-        on_batch: See `score_rows`.
-
-    Returns:
-        `(log-likelihood in nats, greedy decoding gives exactly the continuation)` per pair.
-    """
-    length = max_length or model.config.context
-    rows = [[*context, *continuation][-(length + 1) :] for context, continuation in pairs]
-    batch_tokens = batch_size * length
-    if model.device.type == "cpu":
-        batch_tokens = min(batch_tokens, BATCH_TOKENS)
-    scores = score_rows(model, rows, batch_tokens, routing, on_batch=on_batch)
-    results = []
-    for row, score, (_, continuation) in zip(rows, scores, pairs, strict=True):
-        scored = min(len(continuation), len(row) - 1)
-        results.append(score.span(len(row) - scored, len(row)))
-    return results
-
-
-def overflows(context: Sequence[int], continuation: Sequence[int], max_length: int) -> bool:
-    """Whether `score_continuations` cuts this pair from the left."""
-    return len(context) + len(continuation) > max_length + 1
-
-
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of rows to read together: longest first, of similar length, within the budget."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
@@ -194,19 +159,14 @@ def _score_batch(
     routing: RoutingCount | None,
     keep_routed: bool,
 ) -> Iterator[RowScore]:
-    lengths = np.array([len(row) - 1 for row in rows])
-    padded = np.full((len(rows), lengths.max() + 1), PADDING, dtype=np.int64)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    tokens = torch.from_numpy(padded).to(model.device)
+    tokens, valid = padded_rows(rows, model.device)
     output = model(tokens[:, :-1])
-    nats_BT, greedy_BT = _token_scores(output.logits_BTV, tokens[:, 1:])
+    nats_BT, greedy_BT = token_scores(output.logits_BTV, tokens[:, 1:])
     model.check_scores()
     if routing is not None:
-        valid = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
-        routing.add(output, valid.to(model.device))
+        routing.add(output, valid[:, 1:])
     routed = _routed(output) if keep_routed else None
-    for index, length in enumerate(lengths):
+    for index, length in enumerate(len(row) - 1 for row in rows):
         yield RowScore(
             nats_BT[index, :length],
             greedy_BT[index, :length],
@@ -214,7 +174,19 @@ def _score_batch(
         )
 
 
-def _token_scores(
+def padded_rows(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Int64 `[rows, longest]` padded on the right, and a boolean that is False on padding."""
+    lengths = np.array([len(row) for row in rows])
+    padded = np.full((len(rows), lengths.max()), PADDING, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    valid = np.arange(lengths.max()) < lengths[:, None]
+    return torch.from_numpy(padded).to(device), torch.from_numpy(valid).to(device)
+
+
+def token_scores(
     logits_BTV: torch.Tensor, targets_BT: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Negative log-likelihoods (float64) and greedy hits, a bounded number of logits at once."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ham.report import plots_cost, plots_language, plots_needle, plots_recall, plots_training
+from ham.report import (
+    plots_cost,
+    plots_dial,
+    plots_language,
+    plots_needle,
+    plots_recall,
+    plots_training,
+)
 from ham.report.aggregate import Results
 from ham.report.plots_base import Drawing, Look
 
@@ -48,13 +55,29 @@ FIGURES = (
         ("bits_per_byte",),
         plots_language.bits_per_byte,
     ),
-    FigureSpec("dial", "The dial", "dial", ("bits_per_byte",), plots_language.dial),
+    FigureSpec("dial", "The dial", "dial", ("bits_per_byte",), plots_dial.dial),
+    FigureSpec(
+        "dial_page",
+        "The dial on one page",
+        "dial",
+        ("bits_per_byte",),
+        plots_dial.dial_page,
+        part_of="dial",
+    ),
     FigureSpec(
         "loss_by_position",
         "Loss by position",
         "language_modelling",
         ("loss_nats",),
         plots_language.loss_by_position,
+    ),
+    FigureSpec(
+        "token_classes",
+        "Bits per byte by class of word",
+        "language_modelling",
+        ("class_bits_per_byte",),
+        plots_language.token_classes,
+        part_of="bits_per_byte",
     ),
     FigureSpec(
         "needle", "Needle in a haystack", "needle", ("accuracy",), plots_recall.needle_accuracy

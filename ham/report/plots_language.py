@@ -1,15 +1,14 @@
-"""Figures of language modelling: bits per byte, loss by position, lm-eval tasks, the dial."""
+"""Figures of language modelling: bits per byte, by position, by class of word; lm-eval tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from ham.report.aggregate import Cell, Point, Results, summarise, summarise_pooled
-from ham.report.formats import bits, cell_text, join_words, share
+from ham.report.formats import bits, cell_text, join_words
 from ham.report.palette import INK, MUTED
 from ham.report.plots_base import (
     Drawing,
@@ -24,7 +23,6 @@ from ham.report.plots_base import (
     mark_failures,
     model_legend,
     new_figure,
-    place_labels,
 )
 from ham.report.tables_base import chance_level
 
@@ -156,10 +154,13 @@ def _interval_words(cells: Mapping[str, Cell]) -> str:
 
 
 def loss_by_position(results: Results, look: Look) -> Drawing | None:
-    """Loss against the position in the context."""
+    """Loss against the position in the context, and beyond the training context."""
+    metric, unit = "position_bits_per_byte", "bits per byte"
+    if not results.find("language_modelling", metric):
+        metric, unit = "loss_nats", "nats per token"
     context = _position_context(results, look)
     lines = {
-        model: results.series("language_modelling", "loss_nats", model=model, keep=context[1])
+        model: results.series("language_modelling", metric, model=model, keep=context[1])
         for model in results.models
     }
     lines = {model: points for model, points in lines.items() if points}
@@ -167,7 +168,7 @@ def loss_by_position(results: Results, look: Look) -> Drawing | None:
         return None
     figure, (axes,) = new_figure(
         "Loss by position in the context",
-        f"test documents, nats per token{context[0]}",
+        f"test documents, {unit}{context[0]}",
         right=label_margin(lines),
         footer=footer_text(results, look, _interval_words(_last_cells(lines)), failed_words(lines)),
     )
@@ -179,20 +180,34 @@ def loss_by_position(results: Results, look: Look) -> Drawing | None:
             ends[model] = end
             firsts[model] = next(p.cell.value for p in points if p.cell.value is not None)
     axes.set_xlabel("position in the context (tokens, bin centres)")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(f"loss ({unit})")
     axes.set_xlim(0, None)
+    beyond = _mark_training_context(axes, lines, look)
     label_line_ends(axes, ends, look)
     gains = {model: firsts[model] - ends[model][1] for model in ends}
     most = max(gains, key=lambda model: gains[model])
     return Drawing(
         figure,
-        "Mean loss of the tokens at each distance from the start of the context.",
+        "Mean loss of the tokens at each distance from the start of the context." + beyond,
         "A line that keeps falling uses the far context. From the first to the last bin "
-        f"{most} gains most ({bits(gains[most])} nats).",
-        "Line chart of loss against position. Gain from first to last bin in nats: "
+        f"{most} gains most ({bits(gains[most])} {_unit_word(unit)}).",
+        f"Line chart of loss against position. Gain from first to last bin in {_unit_word(unit)}: "
         + "; ".join(f"{model} {bits(gains[model])}" for model in gains)
         + ".",
     )
+
+
+def _unit_word(unit: str) -> str:
+    return unit.removesuffix(" per token")
+
+
+def _mark_training_context(axes: Axes, lines: Mapping[str, list[Point]], look: Look) -> str:
+    """A line where training ended, if positions beyond it were read; returns words on it."""
+    furthest = max(points[-1].x for points in lines.values())
+    if look.context is None or furthest < look.context:
+        return ""
+    axes.axvline(look.context, color=MUTED, linestyle=":", linewidth=1.5)
+    return f" Dotted: the training context, {look.context:,} tokens."
 
 
 def _last_cells(lines: Mapping[str, list[Point]]) -> dict[str, Cell]:
@@ -285,91 +300,70 @@ def _above_chance(results: Results, tasks: list[str], models: list[str]) -> str:
     return f"{above} of {compared} model-task pairs"
 
 
-def dial(results: Results, look: Look) -> Drawing | None:
-    """Bits per byte against the realised KV fraction of one trained model."""
-    lines = {model: dial_points(results, model) for model in results.models}
-    lines = {
-        m: points for m, points in lines.items() if any(p.cell.value is not None for p in points)
+CLASS_WORDS = {
+    "recall": "recalled: after the same\nword as earlier in the window",
+    "other": "not recalled",
+    "recall_rare": "recalled and rare",
+    "rare": "rare in the training text",
+    "frequent": "frequent in the training text",
+}
+"""What the classes of `ham.evaluate.word_classes` are called."""
+
+
+def token_classes(results: Results, look: Look) -> Drawing | None:
+    """Bits per byte of each class of words, at the main context."""
+    context = main_context(results, look)
+    metric = "class_bits_per_byte"
+    cells = {
+        (name, model): results.cell(
+            "language_modelling", metric, model=model, x=context, token_class=name
+        )
+        for name in CLASS_WORDS
+        for model in results.models
     }
-    if not lines:
+    cells = {key: cell for key, cell in cells.items() if cell.value is not None}
+    if not cells:
         return None
+    names = [name for name in CLASS_WORDS if any(key[0] == name for key in cells)]
+    models = [model for model in results.models if any(key[1] == model for key in cells)]
     figure, (axes,) = new_figure(
-        "The dial: loss against cache, one trained model",
-        "bits per byte of test documents; thresholds recalibrated, no retraining",
-        right=label_margin([*lines, "gated-delta-rule"]),
-        footer=footer_text(results, look, "square-root horizontal scale", failed_words(lines)),
+        "Bits per byte by class of word",
+        f"test documents, context {context:,.0f} tokens; lower is better",
+        left=2.3,
+        legend=legend_lines(models),
+        panel_height=len(names) * (0.13 * len(models) + 0.28) + 0.1,
+        footer=footer_text(
+            results, look, _interval_words({str(key): cell for key, cell in cells.items()})
+        ),
     )
-    ends = {}
-    mark_failures(axes, lines, look)
-    for model, points in lines.items():
-        end = draw_points(axes, points, look.styles[model])
-        if end is not None:
-            ends[model] = (*end, look.styles[model].color)
-    axes.set_xscale("function", functions=(_signed_root, _signed_square))
-    axes.set_xlim(-0.0004, 1.02)
-    axes.xaxis.set_major_locator(FixedLocator([0, 1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g}"))
-    axes.set_xlabel("realised KV fraction (% of tokens in the cache)")
-    axes.set_ylabel("bits per byte")
-    references = _dial_references(axes, results, look, lines)
-    place_labels(axes, {**ends, **references})
+    for index, name in enumerate(names):
+        for slot, model in enumerate(models):
+            if (name, model) in cells:
+                y = index + 0.7 * ((slot + 0.5) / len(models) - 0.5)
+                _task_dot(axes, cells[name, model], y, look, model)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.yaxis.set_major_locator(FixedLocator(list(range(len(names)))))
+    axes.set_yticklabels([CLASS_WORDS[name] for name in names], color=INK)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("bits per byte")
+    model_legend(figure, look, models)
+    words = _class_gaps(cells, models)
     return Drawing(
         figure,
-        "One trained model a curve: its routing thresholds are calibrated on other text for each "
-        "target share, frozen, and evaluated"
-        + (
-            "; horizontal lines: models without a dial, on the test tokens of the main comparison."
-            if references
-            else "."
-        ),
-        f"Read from left (no cache) to right (every token cached). {_dial_note(lines)}",
-        f"Line chart of bits per byte against realised KV fraction. {_dial_note(lines)}",
+        "Words are what stands between white space; every byte counts for its word.",
+        f"A model with a memory needs fewer bits for words it can recall. {words}",
+        f"Dot plot of bits per byte by class of word. {words}",
     )
 
 
-def dial_points(results: Results, model: str) -> list[Point]:
-    """The dial of a model, by realised fraction (mean over seeds)."""
-    points = []
-    for point in results.series("dial", "bits_per_byte", model=model):
-        realised = [r.kv_fraction for r in point.cell.rows if r.kv_fraction is not None]
-        x = sum(realised) / len(realised) if realised else point.x
-        points.append(Point(x, point.cell))
-    return sorted(points, key=lambda point: point.x)
-
-
-def _dial_references(
-    axes: Axes, results: Results, look: Look, lines: Mapping[str, list[Point]]
-) -> dict[str, tuple[float, float, str]]:
-    labels = {}
-    for model in ("transformer", "gated-delta-rule"):
-        if model in lines or model not in results.models:
-            continue
-        cell = quality_cell(results, look, model)
-        if cell.value is not None:
-            style = look.styles[model]
-            axes.axhline(cell.value, color=style.color, linestyle=(0, (5, 2)), linewidth=1.5)
-            labels[model] = (1.02, cell.value, style.color)
-    return labels
-
-
-def _dial_note(lines: Mapping[str, list[Point]]) -> str:
-    notes = []
-    for model, points in lines.items():
-        good = [p for p in points if p.cell.value is not None]
-        if not good:
-            continue
-        first, last = good[0], good[-1]
-        notes.append(
-            f"{model}: {bits(first.cell.value)} at {share(first.x)}, "
-            f"{bits(last.cell.value)} at {share(last.x)}"
-        )
-    return "; ".join(notes) + "."
-
-
-def _signed_root(values: object) -> object:
-    return np.sign(values) * np.sqrt(np.abs(values))
-
-
-def _signed_square(values: object) -> object:
-    return np.sign(values) * np.square(values)
+def _class_gaps(cells: Mapping[tuple[str, str], Cell], models: list[str]) -> str:
+    gaps = {
+        model: cells["other", model].value - cells["recall", model].value
+        for model in models
+        if ("other", model) in cells and ("recall", model) in cells
+    }
+    if not gaps:
+        return "No window repeats a pair of words."
+    parts = [f"{model} {bits(gap)}" for model, gap in gaps.items()]
+    return f"Bits per byte saved on recalled words: {join_words(parts)}."

@@ -10,7 +10,8 @@ from ham.report.aggregate import Cell, Results, difference, kv_fraction_cell
 from ham.report.formats import join_words
 from ham.report.plots_base import Look
 from ham.report.plots_cost import cache_cell, speed_points
-from ham.report.plots_language import dial_points, main_context, quality_cell, unigram_cell
+from ham.report.plots_dial import dial_points
+from ham.report.plots_language import main_context, quality_cell, unigram_cell
 from ham.report.tables_base import chance_level
 
 REFERENCE_MODEL = "transformer"

@@ -38,6 +38,7 @@ HEADLINE = (
 )
 DETAIL_TABLES: dict[str, Callable[[Results], Table]] = {
     "language_modelling": tables_quality.language_modelling,
+    "token_classes": tables_quality.token_classes,
     "lm_eval": tables_quality.lm_eval,
     "needle": tables_needle.needle,
     "needle_routed": tables_needle.needle_routed,
@@ -48,7 +49,7 @@ DETAIL_TABLES: dict[str, Callable[[Results], Table]] = {
     "training": tables_quality.training,
 }
 
-PARTS_OF_TABLES = {"needle_routed": "needle"}
+PARTS_OF_TABLES = {"needle_routed": "needle", "token_classes": "language_modelling"}
 """Tables that add detail to another, which already says that nothing was run."""
 
 

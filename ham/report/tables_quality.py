@@ -14,6 +14,15 @@ from ham.report.tables_base import (
     optional,
 )
 
+CLASSES = {
+    "recall": "recalled",
+    "other": "other",
+    "recall_rare": "recalled and rare",
+    "rare": "rare",
+    "frequent": "frequent",
+}
+"""Titles of the classes of `ham.evaluate.word_classes`."""
+
 
 def language_modelling(results: Results) -> Table:
     """Bits per byte and realised KV fraction, per context and layer."""
@@ -41,8 +50,52 @@ def language_modelling(results: Results) -> Table:
     return Table("language_modelling", "Language modelling", note, columns, records)
 
 
+def token_classes(results: Results) -> Table:
+    """Bits per byte of each class of word, with what recalled words save."""
+    metric = "class_bits_per_byte"
+    columns = [
+        MODEL,
+        Column("context", "context (tokens)", formats.count),
+        *(Column(name, title, formats.bits) for name, title in CLASSES.items()),
+        Column("difference", "Δ recalled to other", formats.signed_bits),
+    ]
+    records: list[Record] = []
+    for model in models_of(results, "language_modelling", metric):
+        for x in results.x_values("language_modelling", metric):
+            where = {"model": model, "x": x}
+            cells = {
+                name: results.cell("language_modelling", metric, token_class=name, **where)
+                for name in CLASSES
+            }
+            gap = difference(cells["recall"], cells["other"])
+            records.append({"model": model, "context": x, **cells, "difference": gap})
+    note = (
+        "Bits per byte of words by what the model could know of them. Recalled: the word and the "
+        "one before it stood side by side earlier in the window. Rare: the least frequent words "
+        "that make up the declared share of the training text." + _class_shares(results)
+    )
+    return Table("token_classes", "Classes of words", note, columns, records)
+
+
+def _class_shares(results: Results) -> str:
+    """How many of the classed bytes each class holds, which is the same for every model."""
+    sizes = {
+        name: results.pooled_cell("language_modelling", "class_bytes", token_class=name).value
+        for name in CLASSES
+    }
+    whole = (sizes["recall"] or 0.0) + (sizes["other"] or 0.0)
+    if not whole:
+        return ""
+    parts = [
+        f"{CLASSES[name]} {formats.share((size or 0.0) / whole)}" for name, size in sizes.items()
+    ]
+    return f" Share of the bytes: {formats.join_words(parts)}."
+
+
 def lm_eval(results: Results) -> Table:
-    """Every metric of every lm-eval task, with chance beside accuracies."""
+    """Every metric of every lm-eval task beside what a uniform and an untrained model get."""
+    references = ("chance_", "untrained_")
+    rows = [row for row in results.rows if row.experiment == "lm_eval"]
     columns = [
         MODEL,
         Column("task", "task"),
@@ -50,22 +103,35 @@ def lm_eval(results: Results) -> Table:
         Column("value", "value", formats.significant),
         Column("chance", "chance", formats.significant),
     ]
+    if any(row.metric.startswith("untrained_") for row in rows):
+        columns.append(Column("untrained", "untrained", formats.significant))
+    if any(row.labels.get("truncated") for row in rows):
+        columns.append(Column("truncated", "requests cut", formats.count))
     records: list[Record] = []
-    pairs = sorted(
-        {
-            (row.task or "", row.metric)
-            for row in results.rows
-            if row.experiment == "lm_eval" and not row.metric.startswith("chance_")
-        }
-    )
-    for task, metric in pairs:
+    pairs = {(row.task or "", row.metric) for row in rows if not row.metric.startswith(references)}
+    for task, metric in sorted(pairs):
         for model in results.models:
-            cell = results.cell("lm_eval", metric, model=model, task=task or None)
-            chance = chance_level(results, task, metric)
+            where = {"model": model, "task": task or None}
+            cell = results.cell("lm_eval", metric, **where)
+            cut = [row.labels["truncated"] for row in cell.rows if "truncated" in row.labels]
             records.append(
-                {"model": model, "task": task, "metric": metric, "value": cell, "chance": chance}
+                {
+                    "model": model,
+                    "task": task,
+                    "metric": metric,
+                    "value": cell,
+                    "chance": chance_level(results, task, metric),
+                    "untrained": optional(results.cell("lm_eval", f"untrained_{metric}", **where)),
+                    "truncated": max(cut, default=None),
+                }
             )
     note = "Accuracies are shares in 0..1; zero-shot, all tasks of a model in one process."
+    if len(columns) > 5:
+        note += (
+            " Chance: a model that gives every token the same probability. Untrained: the model "
+            "before its first step. Cut: the context was longer than the model's input and lost "
+            "its beginning."
+        )
     return Table("lm_eval", "lm-eval tasks", note, columns, records)
 
 
@@ -84,30 +150,44 @@ def recall(results: Results) -> Table:
     return Table("recall", "Associative recall", note, columns, records)
 
 
+DIAL_DETAILS = (
+    Column("needle_accuracy", "needle accuracy", formats.share),
+    Column("recall_accuracy", "recall accuracy", formats.share),
+    Column("kv_bytes", "keys and values", formats.byte_size),
+    Column("cache_bytes_allocated", "decoding memory", formats.byte_size),
+    Column("decode_ms", "decode (ms per token)", formats.significant),
+)
+
+
 def dial(results: Results) -> Table:
-    """Bits per byte for each target of the dial, with what was really routed."""
+    """Loss, accuracies, bytes and time for each target of the dial, with what was really routed."""
+    details = [column for column in DIAL_DETAILS if results.find("dial", column.key)]
     columns = [
         MODEL,
         Column("target_fraction", "target fraction", formats.share),
         Column("kv_fraction", "realised KV fraction", formats.share),
         Column("bits_per_byte", "bits per byte", formats.bits),
         Column("difference", "Δ to the smallest target", formats.signed_bits),
+        *details,
     ]
     records: list[Record] = []
     for model in models_of(results, "dial", "bits_per_byte"):
         points = results.series("dial", "bits_per_byte", model=model)
         for point in points:
             first = points[0].cell
-            records.append(
-                {
-                    "model": model,
-                    "target_fraction": point.x,
-                    "kv_fraction": kv_fraction_cell(point.cell.rows),
-                    "bits_per_byte": point.cell,
-                    "difference": None if point is points[0] else difference(point.cell, first),
-                }
-            )
+            record: Record = {
+                "model": model,
+                "target_fraction": point.x,
+                "kv_fraction": kv_fraction_cell(point.cell.rows),
+                "bits_per_byte": point.cell,
+                "difference": None if point is points[0] else difference(point.cell, first),
+            }
+            for column in details:
+                record[column.key] = results.cell("dial", column.key, model=model, x=point.x)
+            records.append(record)
     note = "One trained model per line group; thresholds recalibrated and frozen, no retraining."
+    if details:
+        note += " The realised fraction is that of the text; bytes and times have their own."
     return Table("dial", "The dial", note, columns, records)
 
 

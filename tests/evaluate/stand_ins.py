@@ -20,6 +20,7 @@ class UniformModel(torch.nn.Module):
     """Gives every token the same probability; it prefers token 0 by the order of the ids."""
 
     routes = False
+    library = None
     device = torch.device("cpu")
 
     def __init__(self, vocabulary_size: int = 257, context: int = 4096, max_positions: int = 8192):
@@ -43,6 +44,33 @@ class UniformModel(torch.nn.Module):
         self.batches.append(tuple(tokens_BT.shape))
         logits = torch.zeros(1).expand(*tokens_BT.shape, self.config.vocabulary_size)
         return DecoderOutput(logits, [MixerAux()])
+
+    def init_state(self, batch_size: int) -> TokenMemory:
+        """Nothing read yet."""
+        return TokenMemory(torch.zeros(batch_size, 0, dtype=torch.int64))
+
+    def prefill(
+        self, tokens_BT: torch.Tensor, state: TokenMemory, last_only: bool = False
+    ) -> DecoderOutput:
+        """What `forward` says of these tokens behind those read before."""
+        before = state.tokens_BT.shape[1]
+        state.tokens_BT = torch.cat([state.tokens_BT, tokens_BT], dim=1)
+        output = self(state.tokens_BT)
+        routed = [aux.routed_BT for aux in output.aux]
+        aux = [MixerAux(routed_BT=None if r is None else r[:, before:]) for r in routed]
+        return DecoderOutput(output.logits_BTV[:, before:], aux)
+
+
+@dataclass
+class TokenMemory:
+    """The decoding memory of a stand-in: every token read."""
+
+    tokens_BT: torch.Tensor
+
+    @classmethod
+    def join(cls, states: list[TokenMemory]) -> TokenMemory:
+        """All sequences of `states`."""
+        return cls(torch.cat([state.tokens_BT for state in states]))
 
 
 class SuccessorModel(UniformModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from ham.cli import fetch_evals as fetch_command
 from ham.cli import main
-from ham.cli.evaluate import samples_path
+from ham.cli.evaluate import beside
 from ham.cli.lm_eval import complete_arguments
 from ham.evaluate import fetch_evals
 from ham.model.checkpoint import save_model
@@ -47,6 +48,29 @@ from ham.train.tokenizer import ByteTokenizer
 )
 def test_arguments_for_lm_eval(given: list[str], expected: list[str]) -> None:
     assert complete_arguments(given, "F") == expected
+
+
+def test_answers_are_cached_for_each_checkpoint_alone(tiny_model, tmp_path: Path) -> None:
+    """lm-eval keeps answers by question only; two models in one file would mix."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        save_model(folder, tiny_model("gated_delta_rule", seed))
+
+    def cache(*given: str) -> str:
+        done = complete_arguments(["run", *given], "F")
+        return next(item for item in done if item.removeprefix("--use_cache=")[:7] == "answers")
+
+    first, second = (
+        cache("--model_args", f"pretrained={folder}", "--use_cache", "answers")
+        for folder in folders
+    )
+    assert re.fullmatch(r"answers-[0-9a-f]{16}", first) and first != second
+    again = cache("--use_cache=answers", f"--model_args=pretrained={folders[0]}")
+    assert again == f"--use_cache={first}"
+    shorter = cache("--use_cache", "answers", "-a", f"pretrained={folders[0]},max_length=64")
+    assert shorter != first, "other arguments, other answers"
+    save_model(folders[0], tiny_model("gated_delta_rule", 5))
+    assert cache("--use_cache", "answers", "-a", f"pretrained={folders[0]}") != first
 
 
 @pytest.mark.slow
@@ -155,5 +179,5 @@ def test_generate_without_a_model(tmp_path: Path, capsys) -> None:
 
 
 def test_samples_stand_beside_the_rows() -> None:
-    assert samples_path(Path("a/evaluate.rows.jsonl")) == Path("a/evaluate.samples.jsonl")
-    assert samples_path(Path("x.jsonl")) == Path("x.samples.jsonl")
+    assert beside(Path("a/evaluate.rows.jsonl"), "samples") == Path("a/evaluate.samples.jsonl")
+    assert beside(Path("x.jsonl"), "documents") == Path("x.documents.jsonl")

@@ -89,6 +89,7 @@ def test_a_part_that_fails_becomes_error_rows(
     assert [(row.experiment, row.metric, row.x_value) for row in failed] == [
         ("recall", "accuracy", 2.0),
         ("recall", "accuracy", 4.0),
+        ("dial", "recall_accuracy", 0.5),
     ]
     assert failed[0].error == "RuntimeError: first line second line" and failed[0].value is None
     assert {"needle", "dial"} <= {row.experiment for row in rows if row.error is None}
@@ -102,7 +103,8 @@ def test_parts_that_are_left_out_are_not_run(evaluate, tmp_path: Path) -> None:
     assert evaluate(**{**nothing, "recall": EVALUATE["recall"]}) == 0
     rows = read_rows(tmp_path / "out" / "evaluate.rows.jsonl")
     assert [row.experiment for row in rows] == ["recall"]
-    assert not (tmp_path / "out" / "evaluate.samples.jsonl").exists()
+    for what in ("samples", "documents"):
+        assert read_jsonl(tmp_path / "out" / f"evaluate.{what}.jsonl") == [], "declared, so written"
 
 
 def test_a_corrupt_checkpoint_leaves_earlier_results(evaluate, tmp_path: Path, capsys) -> None:
@@ -123,7 +125,7 @@ def test_a_corrupt_checkpoint_leaves_earlier_results(evaluate, tmp_path: Path, c
         ({"arm": "mamba"}, "unknown model 'mamba'; known: ham, transformer"),
         (
             {"lm_eval": {"tasks": ["lambda"]}},
-            "unknown lm-eval task 'lambda'; known: arc_challenge, arc_easy, boolq, held_out",
+            "unknown lm-eval task 'lambda'; known: arc_challenge, arc_easy, boolq, common",
         ),
         ({"needle": {"lengths": [20]}}, "evaluate.needle asks niah_single_1 at 20 tokens"),
         ({"dial": {"fractions": [1.5]}}, "evaluate.dial.fractions.0"),

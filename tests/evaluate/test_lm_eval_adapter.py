@@ -55,7 +55,7 @@ def test_counts_belong_to_their_task() -> None:
     assert values == pytest.approx([-2 * HIT] * 3)
     assert lm.records["short"].truncated == 0
     assert lm.records["long"].truncated == 2
-    assert lm.records["long"].continuation_tokens == {("xxabc", "de"): 2, ("yyyyabc", "de"): 2}
+    assert lm.records["long"].scored_tokens == {("xxabc", "de"): 2, ("yyyyabc", "de"): 2}
     assert lm.records["long"].routing.tokens == 8
 
 

@@ -10,13 +10,7 @@ import torch
 from stand_ins import SuccessorModel, UniformModel
 
 from ham.errors import ConfigError
-from ham.evaluate.scoring import (
-    RoutingCount,
-    length_batches,
-    overflows,
-    score_continuations,
-    score_rows,
-)
+from ham.evaluate.scoring import RoutingCount, length_batches, score_rows
 
 MIXERS = ["ham", "gated_delta_rule", "transformer", "sliding_window", "mamba2"]
 HIT = math.log(math.exp(5) + 256) - 5
@@ -86,31 +80,6 @@ def test_a_model_that_does_not_route_has_no_share() -> None:
     counted = RoutingCount()
     score_rows(UniformModel(), [[1, 2, 3]], routing=counted)
     assert counted.fraction() is None and counted.tokens == 2
-
-
-def test_continuations_of_several_lengths() -> None:
-    pairs = [([1, 2], [3, 4, 5]), ([7], [8]), ([9, 9, 9], [10, 12])]
-    results = score_continuations(SuccessorModel(), pairs, batch_size=2)
-    assert [greedy for _, greedy in results] == [True, True, False]
-    expected = [-3 * HIT, -HIT, -HIT - MISS]
-    np.testing.assert_allclose([value for value, _ in results], expected, rtol=1e-6)
-
-
-def test_overflow_keeps_the_last_tokens() -> None:
-    model = SuccessorModel(context=4)
-    context, continuation = [50, 60, 70, 1, 2], [3, 4]
-    assert overflows(context, continuation, 4)
-    assert not overflows(context[2:], continuation, 4)
-    ((value, greedy),) = score_continuations(model, [(context, continuation)], batch_size=1)
-    assert model.batches == [(1, 4)]
-    assert greedy and value == pytest.approx(-2 * HIT)
-
-
-def test_a_continuation_longer_than_the_context_scores_what_fits() -> None:
-    ((value, greedy),) = score_continuations(
-        SuccessorModel(context=3), [([1], [2, 3, 4, 5, 6, 7])], batch_size=1
-    )
-    assert greedy and value == pytest.approx(-3 * HIT)
 
 
 def test_batches_keep_to_the_budget_and_to_similar_lengths() -> None:

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from ham.cli import main
 from ham.config_files import parse_config
 from ham.errors import ConfigError, CorruptFileError, MissingDataError, UnusableModelError
+from ham.evaluate.lm_eval_chance import untrained_twin
+from ham.evaluate.word_classes import Spelling
 from ham.external.configuration import check_external
 from ham.external.memory import ExternalState, cache_bytes
 from ham.failure import write_failure
@@ -115,6 +117,18 @@ def test_prompts_of_any_length_decode_in_one_batch(build, model_type: str) -> No
     assert len({len(made) for made in together}) > 1
     with pytest.raises(ConfigError, match="another library"):
         generate(model, prompts, 2, fused=True)
+
+
+def test_the_untrained_twin_starts_where_training_did(build) -> None:
+    model = build("llama")
+    started = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    twin = untrained_twin(model, seed=0)
+    assert not twin.training and all(
+        torch.equal(tensor, started[name]) for name, tensor in twin.state_dict().items()
+    )
 
 
 @torch.inference_mode()
@@ -464,6 +478,17 @@ def test_bytes_of_sentencepiece_tokens_are_exact() -> None:
     # A part that begins with a space: decoded alone it could lose it.
     assert tokenizer.count_bytes(ids[1:]) == len(text[1:].encode())
     assert tokenizer.count_bytes([tokenizer.end_of_text]) == 0
+
+
+def test_bytes_of_word_pieces_have_their_spaces() -> None:
+    words = {word: number for number, word in enumerate(["[UNK]", "[SEP]", "a", "cab", "##s"])}
+    library = Library(models.WordPiece(words, unk_token="[UNK]"))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    library.add_special_tokens(["[SEP]"])
+    tokenizer = VocabularyTokenizer("own", library.to_str())
+    ids = tokenizer.encode("a cabs cab")
+    assert tokenizer.decode(ids) == "a cabs cab"
+    assert [len(part) for part in Spelling(tokenizer)(ids[1:])] == [len(" cab"), 1, len(" cab")]
 
 
 def test_texts_are_encoded_again(data: Path, foreign: Path, texts: list[str], capsys) -> None:

@@ -44,6 +44,13 @@ RECALL = {
 }
 SLOPE = {"transformer": 1.0, "sliding-window": 0.1}
 UNIGRAM = 4.52
+CLASSES = {
+    "recall": (0.3, -0.4),
+    "other": (0.7, 0.2),
+    "recall_rare": (0.05, 0.6),
+    "rare": (0.25, 1.4),
+    "frequent": (0.75, -0.5),
+}
 CONTEXTS = (128, 256, 512, 1024)
 CONFIG = {
     "name": "synthetic",
@@ -160,6 +167,21 @@ def _language_modelling(writer: RowWriter, model: str, noise: np.random.Generato
                 x_value=position,
                 labels={"context": context},
             )
+            writer.add(
+                "language_modelling",
+                "position_bits_per_byte",
+                loss / math.log(2),
+                task=task,
+                x_name="position",
+                x_value=position,
+                labels={"context": context},
+            )
+        for name, (share, extra) in CLASSES.items():
+            where = dict(task=task, x_name="context", x_value=context, kv_fraction=kv)
+            where["labels"] = {"token_class": name}
+            writer.add("language_modelling", "class_bytes", 20_000 * share, n=24, **where)
+            cost = value + extra - (0.3 * RECALL[model] if "recall" in name else 0)
+            writer.add("language_modelling", "class_bits_per_byte", cost, n=24, **where)
         if model in ("ham-cosine", "ham-committed"):
             for layer in range(2):
                 writer.add(
@@ -197,6 +219,7 @@ def _lm_eval(writer: RowWriter, model: str, noise: np.random.Generator) -> None:
         p = top - 0.3 * (QUALITY[model] - 2.3) + noise.normal(0, 0.01)
         _share(writer, "lm_eval", "accuracy", p, 60, task=task)
         writer.add("lm_eval", "chance_accuracy", chance, task=task)
+        writer.add("lm_eval", "untrained_accuracy", chance + 0.01, task=task, n=60)
     writer.add("lm_eval", "bits_per_byte", QUALITY[model] + 0.05, task="held_out_perplexity", n=8)
 
 
@@ -248,19 +271,18 @@ def _dial(writer: RowWriter, model: str, noise: np.random.Generator) -> None:
         return
     for target in (0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0):
         value = QUALITY[model] + 0.08 * math.exp(-9 * target) + noise.normal(0, 0.002)
-        writer.add(
-            "dial",
-            "bits_per_byte",
-            value,
-            task="public_domain_test",
-            x_name="target_fraction",
-            x_value=target,
-            n=12,
-            low=value - 0.02,
-            high=value + 0.02,
-            interval="bootstrap95",
-            kv_fraction=min(1.0, target * 0.97),
-        )
+        where = dict(task="public_domain_test", x_name="target_fraction", x_value=target)
+        where["kv_fraction"] = min(1.0, target * 0.97)
+        spread = dict(n=12, low=value - 0.02, high=value + 0.02, interval="bootstrap95")
+        writer.add("dial", "bits_per_byte", value, **where, **spread)
+        for name in ("needle", "recall"):
+            hits = RECALL[model] * (1 - 0.7 * math.exp(-6 * target))
+            _share(writer, "dial", f"{name}_accuracy", hits, 40, **where)
+        where["labels"] = {"context": CONTEXTS[-1]}
+        writer.add("dial", "kv_bytes", 512_000 * target, **where)
+        writer.add("dial", "cache_bytes_allocated", 40_000 + 512_000 * target, **where)
+        times = dict(n=8, low=2.9 + target, high=3.2 + target, interval="p20_p80")
+        writer.add("dial", "decode_ms", 3 + target, **where, **times)
 
 
 def _throughput(writer: RowWriter, model: str, noise: np.random.Generator, failures: bool) -> None:

@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 
 from ham.report.aggregate import Results
 from ham.report.figures import FIGURES
+from ham.report.palette import PAPER
 from ham.report.plots_base import (
     DPI,
     WIDTH_INCHES,
@@ -164,10 +165,85 @@ def test_values_are_those_of_the_rows(drawings, make_rows):
     assert list(lines[0].get_ydata()) == expected
 
 
+def trained_for(rows, model: str, share: float):
+    """The rows of an arm that was trained for a share of its own; its loss is 2.5 less that."""
+    return [
+        row.model_copy(
+            update={
+                "model": model,
+                "value": 2.5 - share - (row.x_value - share),
+                "low": None,
+                "high": None,
+                "interval": None,
+            }
+        )
+        for row in rows
+        if row.model == "ham-cosine" and (row.experiment, row.metric) == ("dial", "bits_per_byte")
+    ]
+
+
+def test_the_page_of_the_dial_has_moved_lines_and_trained_points(make_rows):
+    rows = make_rows(models=["transformer", "ham-cosine"])
+    shares = {"ham-cosine-0.5": 0.5, "ham-cosine-1": 1.0, "ham-cosine-late": 0.75}
+    for model, share in shares.items():
+        rows += trained_for(rows, model, share)
+    page = draw(rows, targets={"ham-cosine": 0.25, **shares})["dial_page"]
+    text, needles, recalls, memory, times = page.figure.axes[:5]
+    color = Look.of(Results(rows)).styles["ham-cosine"].color
+    hollow = [
+        line
+        for line in text.lines
+        if line.get_markerfacecolor() == PAPER and line.get_color() == color
+    ]
+    points = sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in hollow)
+    kept = [0.25 * 0.97, 0.5 * 0.97, 0.97]
+    assert [x for x, _ in points] == kept, "at its own target; an arm of another kind is no point"
+    assert [y for _, y in points[1:]] == [2.0, 1.5]
+    for axes, metric in ((needles, "needle_accuracy"), (times, "decode_ms")):
+        (line,) = [one for one in axes.lines if len(one.get_xdata()) == 7]
+        known = [row for row in rows if (row.experiment, row.metric) == ("dial", metric)]
+        assert list(line.get_ydata()) == [row.value for row in known]
+        assert list(line.get_xdata()) == [row.kv_fraction for row in known]
+    dashed = [line for line in memory.lines if line.get_linestyle() == "--"]
+    (whole,) = {line.get_ydata()[0] for line in dashed}
+    assert (
+        whole
+        == Results(rows)
+        .cell("memory", "cache_bytes_allocated", model="transformer", task="decode", x=1024)
+        .value
+    )
+    assert recalls.get_ylabel() == "recall accuracy"
+    assert "ham-cosine, decoding (ms per token): 3" in page.note
+
+
+def test_positions_beyond_the_training_context_are_marked(make_rows):
+    rows = make_rows(models=["mamba2"])
+    longer = [
+        row.model_copy(update={"x_value": 4 * row.x_value, "labels": {"context": 2048}})
+        for row in rows
+        if row.x_name == "position" and row.labels.get("context") == 512
+    ]
+    figures = {
+        name: draw(made)["loss_by_position"]
+        for name, made in (("within", rows), ("beyond", rows + longer))
+    }
+    marks = {
+        name: [
+            line.get_xdata()[0] for line in one.figure.axes[0].lines if line.get_linestyle() == ":"
+        ]
+        for name, one in figures.items()
+    }
+    assert marks == {"within": [], "beyond": [512]}
+    assert "the training context, 512 tokens" in figures["beyond"].shown
+    old = [row for row in rows if row.metric != "position_bits_per_byte"]
+    assert draw(old)["loss_by_position"].figure.axes[0].get_ylabel() == "loss (nats per token)"
+
+
 def test_missing_rows_give_no_figure(make_rows):
     made = draw(make_rows(models=["transformer", "mamba2"], omit=["train", "memory", "recall"]))
     assert {name for name, drawing in made.items() if drawing is None} == {
         "dial",
+        "dial_page",
         "needle_kept",
         "recall",
         "memory",

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ham.report import table_format, tables_needle
+from ham.report import table_format, tables_needle, tables_quality
 from ham.report.aggregate import Results
 from ham.report.plots_base import Look
 from ham.report.statistics import wilson_interval
@@ -215,3 +215,45 @@ def test_one_task_has_the_table_that_was_published(make_rows):
     keys = [column.key for column in table.columns]
     assert keys[:3] == ["model", "length", "depth_0"] and keys[-2:] == ["mean", "kept"]
     assert not tables_needle.needle_routed(Results(rows)).records
+
+
+def test_lm_eval_scores_stand_beside_two_references(make_rows):
+    rows = make_rows(models=["mamba2"])
+    table = tables_quality.lm_eval(Results(rows))
+    (record,) = [one for one in table.records if one["task"] == "held_out_continuation"]
+    assert record["chance"] == 0.25 and record["untrained"].value == 0.26
+    assert not any(one["metric"].startswith(("chance", "untrained")) for one in table.records)
+    assert "requests cut" not in [column.title for column in table.columns]
+    cut = [
+        row.model_copy(update={"labels": {"truncated": 3}}) if row.task == record["task"] else row
+        for row in rows
+    ]
+    (record,) = [
+        one for one in tables_quality.lm_eval(Results(cut)).records if one["truncated"] is not None
+    ]
+    assert record["truncated"] == 3 and record["task"] == "held_out_continuation"
+
+
+def test_classes_of_words_by_hand(make_rows):
+    rows = make_rows(models=["transformer", "mamba2"])
+    table = tables_quality.token_classes(Results(rows))
+    first = table.records[0]
+    assert (first["model"], first["context"]) == ("transformer", 256)
+    known = {
+        row.labels["token_class"]: row.value
+        for row in rows
+        if row.metric == "class_bits_per_byte" and row.model == "transformer" and row.x_value == 256
+    }
+    assert {name: first[name].value for name in known} == known
+    assert first["difference"].value == pytest.approx(known["recall"] - known["other"])
+    assert "recalled 30.0 %" in table.note and "rare 25.0 %" in table.note
+
+
+def test_the_dial_lists_what_was_measured_along_it(make_rows):
+    rows = make_rows(models=["ham-cosine"])
+    table = tables_quality.dial(Results(rows))
+    assert (
+        table.records[0]["kv_bytes"].value == 0 and table.records[-1]["kv_bytes"].value == 512_000
+    )
+    text = [row for row in rows if row.metric == "bits_per_byte"]
+    assert len(tables_quality.dial(Results(text)).columns) == 5

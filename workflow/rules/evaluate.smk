@@ -7,6 +7,8 @@ rule evaluate:
     output:
         rows=f"{JOB}/evaluate.rows.jsonl",
         manifest=f"{JOB}/evaluate.manifest.json",
+        samples=f"{JOB}/evaluate.samples.jsonl",
+        documents=f"{JOB}/evaluate.documents.jsonl",
     log:
         f"{LOG}/evaluate.log",
     # Models that are done are evaluated while others train.

@@ -1,8 +1,9 @@
 """The lm-eval tasks of this project: which names are legal and where their files are.
 
-Checking a name is cheap: nothing here imports lm-eval. Two families exist. The offline tasks are
+Checking a name is cheap: nothing here imports lm-eval. Four families exist. The offline tasks are
 made from held-out documents of the shipped corpus. The real sets are downloaded once by
-`ham fetch-evals` and run through lm-eval's own task files.
+`ham fetch-evals` and run through lm-eval's own task files. `hub:NAME` is any task of lm-eval, its
+data from the Hugging Face hub. A path that ends in `.yaml` is a task file of one's own.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ham.errors import unknown_choice
+from ham.errors import ConfigError, unknown_choice
 from ham.files import write_text
 
 OFFLINE_TASKS = ("held_out_last_word", "held_out_continuation", "held_out_perplexity")
+HUB_PREFIX = "hub:"
+OWN_SUFFIX = ".yaml"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ REAL_SETS: Mapping[str, RealSet] = {
         "boolq.arrow",
         changes=(("doc_to_target", "{{answer|int}}"),),
     ),
+    "openbookqa": RealSet("openbookqa/openbookqa.yaml", "openbookqa.arrow"),
+    "sciq": RealSet("sciq/sciq.yaml", "sciq.arrow"),
+    "social_iqa": RealSet("siqa/siqa.yaml", "social_iqa.arrow"),
+    "commonsense_qa": RealSet("commonsense_qa/default.yaml", "commonsense_qa.arrow"),
+    "copa": RealSet("super_glue/copa/default.yaml", "copa.arrow"),
+    "rte": RealSet("glue/rte/default.yaml", "rte.arrow"),
+    "sst2": RealSet("glue/sst2/default.yaml", "sst2.arrow"),
     # White space of this copy was flattened, so it must not carry the name of the original.
     "lambada_openai_flat": RealSet(
         "lambada/lambada_openai.yaml",
@@ -62,19 +72,45 @@ REAL_SETS: Mapping[str, RealSet] = {
 
 
 def known_tasks() -> tuple[str, ...]:
-    """Every legal task name."""
+    """Every task that has a name of its own here."""
     return (*OFFLINE_TASKS, *REAL_SETS)
 
 
+def is_hub_task(name: str) -> bool:
+    """Whether a task reads its data from the Hugging Face hub."""
+    return name.startswith(HUB_PREFIX)
+
+
+def is_own_task(name: str) -> bool:
+    """Whether a name is the path of a task file."""
+    return name.endswith(OWN_SUFFIX)
+
+
+def task_label(name: str) -> str:
+    """What rows call a task: the name itself, of a file its stem."""
+    return Path(name).stem if is_own_task(name) else name
+
+
 def check_task_names(names: Iterable[str]) -> None:
-    """Check that every name is a task of this project.
+    """Check that every name can be a task; whether lm-eval has a `hub:` task shows when it loads.
 
     Raises:
-        ConfigError: For the first unknown name; the message lists the legal ones.
+        ConfigError: For the first unknown name, with the legal ones, for a task file that does not
+            exist, or for two tasks that rows would call the same.
     """
+    seen: dict[str, str] = {}
     for name in names:
-        if name not in known_tasks():
-            raise unknown_choice("lm-eval task", name, known_tasks())
+        other = seen.setdefault(task_label(name), name)
+        if other != name:
+            raise ConfigError(f"lm-eval tasks {other!r} and {name!r} have the same name in rows")
+        if is_hub_task(name):
+            continue
+        if is_own_task(name):
+            if not Path(name).is_file():
+                raise ConfigError(f"the task file {name} does not exist")
+        elif name not in known_tasks():
+            legal = (*known_tasks(), f"{HUB_PREFIX}NAME", f"your/file{OWN_SUFFIX}")
+            raise unknown_choice("lm-eval task", name, legal)
 
 
 def write_task_folder(
@@ -82,6 +118,7 @@ def write_task_folder(
     names: Iterable[str],
     lm_eval_tasks: str | os.PathLike,
     data_folder: str | os.PathLike | None = None,
+    hub_files: Mapping[str, str | os.PathLike] | None = None,
 ) -> None:
     """Write one task file per name, each of which includes the real task file by absolute path.
 
@@ -93,12 +130,18 @@ def write_task_folder(
         names: Tasks to write.
         lm_eval_tasks: The `tasks` folder of the installed lm-eval.
         data_folder: The verified cache of `ham fetch-evals`; needed for real sets.
+        hub_files: Task files of lm-eval by `hub:` name; needed for these.
     """
     import yaml
 
     for name in names:
-        text = yaml.safe_dump(_task_file(name, Path(lm_eval_tasks), data_folder), sort_keys=False)
-        write_text(Path(folder) / f"{name}.yaml", text)
+        if name in (hub_files or {}):
+            values = {"include": str((hub_files or {})[name]), "task": name}
+        else:
+            values = _task_file(name, Path(lm_eval_tasks), data_folder)
+        label = task_label(name)
+        text = yaml.safe_dump(values, sort_keys=False)
+        write_text(Path(folder) / f"{label.replace(':', '-')}.yaml", text)
 
 
 def _task_file(
@@ -106,6 +149,8 @@ def _task_file(
 ) -> dict[str, Any]:
     if name in OFFLINE_TASKS:
         return {"include": str(Path(__file__).parent / f"{name}.yaml"), "task": name}
+    if is_own_task(name):
+        return {"include": str(Path(name).resolve()), "task": task_label(name)}
     real = REAL_SETS[name]
     if data_folder is None:
         raise ValueError(f"task {name!r} needs the folder of its data")

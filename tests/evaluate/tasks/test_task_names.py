@@ -21,7 +21,18 @@ from ham.evaluate.tasks import (
 
 def test_every_known_name_is_legal() -> None:
     check_task_names(known_tasks())
-    assert len(set(known_tasks())) == len(OFFLINE_TASKS) + len(REAL_SETS) == 10
+    assert len(set(known_tasks())) == len(OFFLINE_TASKS) + len(REAL_SETS) == 17
+
+
+def test_names_of_the_hub_and_paths_of_files_are_legal(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    with pytest.raises(ConfigError, match=r"mine.yaml does not exist"):
+        check_task_names([str(file)])
+    file.write_text("")
+    check_task_names(["hub:wikitext", "piqa", "hub:piqa", str(file)])
+    (tmp_path / "piqa.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"'piqa' and '.*piqa.yaml' have the same name in rows"):
+        check_task_names(["piqa", str(tmp_path / "piqa.yaml")])
 
 
 def test_an_unknown_name_lists_the_legal_ones() -> None:
