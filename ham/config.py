@@ -6,17 +6,50 @@ generated from them, and a test compares the two.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import sys
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ham.config_arms import (
+    EVICTABLE_MIXER,
+    EVICTED_MIXER,
+    ArmConfig,
+    BetweenConfig,
+    ExternalConfig,
+    PlacementConfig,
+)
+from ham.config_evaluate import (
+    DialConfig,
+    EvaluateConfig,
+    LanguageModellingConfig,
+    LmEvalConfig,
+    NeedleConfig,
+    RecallConfig,
+)
 from ham.config_types import Fraction, NonNegative, Positive, PositiveFloat, Strict
-from ham.errors import unknown_choice
-from ham.eviction.options import EvictionConfig
-from ham.ruler.tasks import TASKS as RULER_TASKS
+from ham.errors import UnusableModelError, unknown_choice
 
-EVICTED_MIXER, EVICTABLE_MIXER = "transformer_evicted", "transformer"
-"""What stands in the layers of an arm with `eviction`, and what they were trained as."""
+__all__ = [
+    "EVICTED_MIXER",
+    "ArmConfig",
+    "BetweenConfig",
+    "Config",
+    "DataConfig",
+    "DialConfig",
+    "EvaluateConfig",
+    "ExternalConfig",
+    "HubDataConfig",
+    "LanguageModellingConfig",
+    "LmEvalConfig",
+    "MeasureConfig",
+    "NeedleConfig",
+    "PlacementConfig",
+    "RecallConfig",
+    "SkeletonConfig",
+    "TrainConfig",
+    "TuningConfig",
+]
 
 
 class HubDataConfig(Strict):
@@ -86,121 +119,6 @@ class SkeletonConfig(Strict):
         return self
 
 
-class BetweenConfig(Strict):
-    """The mixer of the layers that an arm's own mixer leaves out."""
-
-    mixer: str = Field(description="A registered baseline; `ham baselines list` names them.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Options of that mixer; checked by the mixer itself."
-    )
-
-
-class PlacementConfig(Strict):
-    """The arm's mixer in chosen layers only, another one in the others."""
-
-    layers: Annotated[list[NonNegative], Field(min_length=1)] | None = Field(
-        default=None, description="Layers of the arm's own mixer, counted from 0."
-    )
-    every: Positive | None = Field(
-        default=None,
-        description="Instead of `layers`: every n-th layer, so layers n - 1, 2 n - 1, ...",
-    )
-    between: BetweenConfig
-
-    @model_validator(mode="after")
-    def _one_way_to_choose(self) -> PlacementConfig:
-        if (self.layers is None) == (self.every is None):
-            raise ValueError(
-                "give either layers or every, not both or neither; received layers "
-                f"{self.layers}, every {self.every}"
-            )
-        if self.layers is not None and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"layers must differ; received {self.layers}")
-        return self
-
-    def chosen(self, layers: int) -> list[int]:
-        """The layers that the arm's own mixer takes, out of `layers`.
-
-        Raises:
-            ValueError: If one is out of range, or none is left.
-        """
-        if self.layers is not None:
-            outside = [layer for layer in self.layers if layer >= layers]
-            if outside:
-                raise ValueError(
-                    f"layers {outside} are out of range; the model has layers 0..{layers - 1}"
-                )
-            return sorted(self.layers)
-        if self.every > layers:
-            raise ValueError(f"every {self.every} chooses none of {layers} layers")
-        return list(range(self.every - 1, layers, self.every))
-
-
-class ArmConfig(Strict):
-    """One arm of the comparison: a registered mixer with its options under a name of its own."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.@-]*$")]
-    mixer: str = Field(
-        default="",
-        description="A registered baseline; `ham baselines list` names them. Left out with "
-        "`checkpoint_of`.",
-    )
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Options of that mixer; checked by the mixer itself."
-    )
-    placement: PlacementConfig | None = Field(
-        default=None, description="Which layers get it; null: all of them."
-    )
-    steps: Positive | None = Field(
-        default=None,
-        description="Training steps in place of train.steps, for arms at equal FLOPs.",
-    )
-    checkpoint_of: str | None = Field(
-        default=None,
-        description="Instead of training, take the weights of this arm, a plain transformer.",
-    )
-    eviction: EvictionConfig | None = Field(
-        default=None, description="With `checkpoint_of`: which tokens leave its cache."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _mixer_of_eviction(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("eviction") and not values.get("mixer"):
-            return {**values, "mixer": EVICTED_MIXER}
-        return values
-
-    @model_validator(mode="after")
-    def _trained_or_evicted(self) -> ArmConfig:
-        if (self.checkpoint_of is None) != (self.eviction is None):
-            raise ValueError(
-                f"arm {self.name!r}: checkpoint_of and eviction go together; received "
-                f"checkpoint_of {self.checkpoint_of!r} and "
-                f"{'no ' if self.eviction is None else ''}eviction"
-            )
-        if not self.mixer:
-            raise ValueError(f"arm {self.name!r}: mixer is missing")
-        if self.trained:
-            return self
-        if self.mixer != EVICTED_MIXER or self.options or self.placement or self.steps:
-            raise ValueError(
-                f"arm {self.name!r}: mixer, options, placement and steps are those of arm "
-                f"{self.checkpoint_of!r}; legal beside checkpoint_of: name and eviction"
-            )
-        return self
-
-    @property
-    def trained(self) -> bool:
-        """Whether the experiment trains it; if not, its weights are those of another arm."""
-        return self.checkpoint_of is None
-
-    @property
-    def mixers(self) -> list[str]:
-        """The registered mixers that its layers use, its own first."""
-        between = [] if self.placement is None else [self.placement.between.mixer]
-        return list(dict.fromkeys([self.mixer, *between]))
-
-
 class TrainConfig(Strict):
     """Optimisation; the same for every architecture."""
 
@@ -262,115 +180,6 @@ class TuningConfig(Strict):
         if len(set(self.learning_rates)) != len(self.learning_rates):
             raise ValueError(f"learning_rates must differ; received {self.learning_rates}")
         return self
-
-
-class LanguageModellingConfig(Strict):
-    """Bits per byte on held-out documents, with the loss by position."""
-
-    tokens: Positive = 65_536
-    contexts: list[Positive] = Field(
-        default_factory=lambda: [512],
-        description="Lengths of the windows; longer ones than data.context show what lies beyond.",
-    )
-    position_bins: Positive = 8
-    rare_share: Fraction | None = Field(
-        default=0.2,
-        description="Rare are the least frequent words of the training text that together make up "
-        "this share of it; null: no classes of words.",
-    )
-
-
-class LmEvalConfig(Strict):
-    """Tasks run by lm-eval in one process per model."""
-
-    tasks: list[str] = Field(
-        default_factory=lambda: [
-            "held_out_last_word",
-            "held_out_continuation",
-            "held_out_perplexity",
-        ],
-        description="Tasks of this project, sets of `ham fetch-evals`, hub:NAME for any task of "
-        "lm-eval with data of the Hugging Face hub, or the path of a task file (.yaml).",
-    )
-    limit: Positive | None = Field(default=None, description="Documents per task; null for all.")
-    batch_size: Positive = 16
-    untrained: bool = Field(
-        default=True, description="Ask the model as it was before training too, as a chance line."
-    )
-
-
-class NeedleConfig(Strict):
-    """RULER's retrieval tasks over lengths and depths."""
-
-    tasks: Annotated[list[str], Field(min_length=1)] = Field(
-        default_factory=lambda: ["niah_single_1", "niah_single_2"],
-        description="niah_single_1..3, niah_multikey_1..3, niah_multivalue, niah_multiquery, vt.",
-    )
-    lengths: list[Positive] = Field(
-        default_factory=lambda: [512],
-        description="Tokens of prompt and answers; each task has a least length per tokenizer.",
-    )
-    task_lengths: dict[str, list[Positive]] = Field(
-        default_factory=dict, description="Lengths of single tasks, instead of `lengths`."
-    )
-    depths: Annotated[list[Fraction], Field(min_length=1)] = Field(
-        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0]
-    )
-    samples: Positive = Field(
-        default=20,
-        description="Needles per length and depth; a task of several answers has as many in all.",
-    )
-    generate: bool = Field(
-        default=False, description="Also generate answers and score them as RULER does."
-    )
-
-    @model_validator(mode="after")
-    def _tasks_exist(self) -> NeedleConfig:
-        unknown = [name for name in (*self.tasks, *self.task_lengths) if name not in RULER_TASKS]
-        if unknown:
-            raise ValueError(
-                f"unknown needle task {unknown[0]!r}; known: {', '.join(sorted(RULER_TASKS))}"
-            )
-        unused = [name for name in self.task_lengths if name not in self.tasks]
-        if unused:
-            raise ValueError(f"task_lengths names {unused[0]!r}, which is not among the tasks")
-        if len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(f"tasks must differ; received {self.tasks}")
-        return self
-
-    def lengths_of(self, task: str) -> list[int]:
-        """At which lengths a task is asked."""
-        return self.task_lengths.get(task, self.lengths)
-
-
-class RecallConfig(Strict):
-    """Multi-query associative recall."""
-
-    pairs: list[Positive] = Field(default_factory=lambda: [2, 4, 8])
-    samples: Positive = 20
-
-
-class DialConfig(Strict):
-    """One trained HAM, thresholds recalibrated for several fractions, no retraining."""
-
-    fractions: list[Fraction] = Field(
-        default_factory=lambda: [0.0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
-    )
-    tokens: Positive = 16_384
-    samples: NonNegative = Field(
-        default=4,
-        description="In place of the samples of needle and recall, at each fraction; 0: not asked.",
-    )
-
-
-class EvaluateConfig(Strict):
-    """What is measured on a trained model; a missing part is not run."""
-
-    language_modelling: LanguageModellingConfig | None = LanguageModellingConfig()
-    lm_eval: LmEvalConfig | None = LmEvalConfig()
-    needle: NeedleConfig | None = NeedleConfig()
-    recall: RecallConfig | None = RecallConfig()
-    dial: DialConfig | None = DialConfig()
 
 
 class MeasureConfig(Strict):
@@ -444,7 +253,7 @@ class Config(Strict):
             placed = "" if source.placement is None else " in chosen layers"
             raise ValueError(
                 f"{key}: eviction needs a plain transformer; arm {source.name!r} has mixer "
-                f"{source.mixer!r}{placed}; legal: mixer {EVICTABLE_MIXER!r} in every layer"
+                f"{source.architecture!r}{placed}; legal: mixer {EVICTABLE_MIXER!r} in every layer"
             )
 
     def _lengths(self) -> list[tuple[str, int]]:
@@ -494,24 +303,37 @@ class Config(Strict):
     def check_registry(self) -> Config:
         """Check what needs the registries: mixer names, their options, task names.
 
-        Separate from validation because it imports torch. Returns `self` for chaining.
+        Separate from validation because it imports torch. Returns `self` for chaining. A library
+        that is not there is a warning: another machine may have it.
 
         Raises:
-            ConfigError: For an unknown mixer or task or for options that a mixer refuses.
+            HamError: As `check_arm` and `check_tasks`.
         """
         for arm in self.arms:
-            self.check_arm(arm)
+            try:
+                self.check_arm(arm)
+            except UnusableModelError as error:
+                print(f"ham: warning: arm {arm.name!r} cannot run here: {error}", file=sys.stderr)
         return self.check_tasks()
 
     def check_arm(self, arm: ArmConfig) -> None:
-        """Check the mixers of one arm and their options.
+        """Check the mixers of one arm and their options, or the model that it has instead.
 
         Raises:
-            ConfigError: For a mixer that is unknown or not usable, or options that it refuses.
+            ConfigError: For a mixer or a model that is unknown or not usable, options that one
+                refuses, or a checkpoint of pickles.
+            MissingDataError, CorruptFileError: For a checkpoint that cannot be read.
+            UnusableModelError: For a model of a library that is not there.
         """
+        from ham.model.foreign import external_models
         from ham.model.registry import parse_options
 
-        parse_options(arm.mixer, arm.options, context=self.data.context)
+        if arm.checkpoint is not None:
+            external_models().check_checkpoint(arm.checkpoint)
+        elif arm.external is not None:
+            external_models().check_external(arm)
+        else:
+            parse_options(arm.mixer, arm.options, context=self.data.context)
         if arm.placement is not None:
             between = arm.placement.between
             parse_options(between.mixer, between.options, context=self.data.context)

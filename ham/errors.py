@@ -41,6 +41,14 @@ class RoutingError(HamError):
     """Routing cannot decide: scores that are not numbers, or hints that a score needs."""
 
 
+class UnusableModelError(HamError):
+    """A model of another library that cannot do here what was asked.
+
+    A package that is missing, a device without a path, a position range that ends too early, a
+    cache that cannot be measured.
+    """
+
+
 class MissingDataError(HamError):
     """A file that an earlier stage or a download should have written is not there."""
 
@@ -48,3 +56,15 @@ class MissingDataError(HamError):
 def unknown_choice(kind: str, received: object, legal: Iterable[str]) -> ConfigError:
     """A `ConfigError` that names the value received and every legal one."""
     return ConfigError(f"unknown {kind} {received!r}; known: {', '.join(sorted(legal))}")
+
+
+def unknown_of_many(kind: str, received: str, legal: Iterable[str]) -> ConfigError:
+    """The same where there are too many legal values to list: the nearest of them, and how many."""
+    # Here, because every `import ham` reads this module.
+    import difflib
+
+    known = sorted(legal)
+    nearest = difflib.get_close_matches(received, known, n=6, cutoff=0.4) or known[:6]
+    return ConfigError(
+        f"unknown {kind} {received!r}; nearest of {len(known)} known: {', '.join(nearest)}"
+    )

@@ -11,11 +11,11 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from ham.errors import ConfigError, HamError, NotFiniteError, RoutingError
+from ham.errors import ConfigError, HamError, NotFiniteError, RoutingError, UnusableModelError
 from ham.files import read_json, write_json
 
 FAILURE_FILE = "failed.json"
-OF_THE_ARM = (ConfigError, RoutingError, NotFiniteError)
+OF_THE_ARM = (ConfigError, RoutingError, NotFiniteError, UnusableModelError)
 """Errors that an arm causes; an exception that is no `HamError` is one of the arm as well."""
 
 

@@ -8,8 +8,8 @@ registries and `importlib.resources` name modules that way. Files other than Pyt
 in a package of the closure (templates, task files, the corpus) count with their bytes.
 
 Modules that steer or record jobs without touching their numbers are left out (`NEUTRAL`), and so
-are imports under `if TYPE_CHECKING`. `ham.config` and `ham.config_files` are among them: the
-resolved values of a configuration are compared by themselves (`ham.workflow.stage_hash`).
+are imports under `if TYPE_CHECKING`. `ham.config`, its parts and `ham.config_files` are among them:
+the resolved values of a configuration are compared by themselves (`ham.workflow.stage_hash`).
 
 A module outside the project, an installed baseline, counts with every Python file of its top-level
 package and with the project code that those reach.
@@ -41,6 +41,8 @@ NEUTRAL = frozenset(
         "ham.cli",
         "ham.cli._kernels_training",
         "ham.config",
+        "ham.config_arms",
+        "ham.config_evaluate",
         "ham.config_files",
         "ham.device",
         "ham.doctor",

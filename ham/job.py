@@ -27,7 +27,7 @@ from ham.workflow import stage_fingerprint, stage_hash
 if TYPE_CHECKING:
     import torch
 
-    from ham.model.decoder import DecoderLM
+    from ham.model.language_model import LanguageModel
 
 Made = TypeVar("Made")
 
@@ -57,11 +57,11 @@ class Job:
     failure: str | None = None
     started: float = field(default_factory=time.perf_counter)
 
-    def writer(self, model: DecoderLM | None, launch_mode: str = "eager") -> RowWriter:
+    def writer(self, model: LanguageModel | None, launch_mode: str = "eager") -> RowWriter:
         """A row writer with the fields that all rows of this job share; None: there is no model."""
         return RowWriter(
             model=self.arm.name,
-            mixer=self.arm.mixer,
+            mixer=self.arm.architecture if model is None else model.config.mixer,
             parameters=None if model is None else model.count_parameters(),
             seed=self.seed,
             device=device_name(self.device.type, self.manifest["gpus"]),
@@ -105,16 +105,20 @@ class Job:
         writer.write(rows_path)
 
 
-def used_providers(model: DecoderLM) -> str:
+def used_providers(model: LanguageModel) -> str:
     """Providers of the operations that a model calls, where its weights are.
 
     `auto` is resolved for the device alone; sizes that a provider refuses are not looked at.
 
     Returns:
-        Their distinct names joined with "+"; `torch` for a mixer that calls none.
+        Their distinct names joined with "+"; `torch` for a mixer that calls none, and the library
+        for a model of another one.
     """
     from ham.kernels.registry import TORCH, find_provider
 
+    library = getattr(model, "library", None)
+    if library is not None:
+        return library
     names = {
         find_provider(operation, block.mixer.shape.kernels, model.device).name: None
         for block in model.blocks
@@ -168,7 +172,8 @@ def open_job(
         )
     if stage == "train" and not arm.trained:
         raise ConfigError(
-            f"arm {arm.name!r} is not trained: it reads the checkpoint of {arm.checkpoint_of!r}"
+            f"arm {arm.name!r} is not trained: it reads the checkpoint "
+            f"{arm.checkpoint or f'of {arm.checkpoint_of!r}'}"
         )
     output = output or (arguments.out if stage == "train" else arguments.rows)
     with sole_writer(output), gpu_lease(config.device):
@@ -184,7 +189,7 @@ def open_job(
             seed=arguments.seed,
             device=device,
             config_hash=stage_hash(config, stage, arm.name),
-            code_fingerprint=stage_fingerprint(stage, arm.mixers),
+            code_fingerprint=stage_fingerprint(stage, arm.code),
             manifest=collect_manifest(resolved, sys.argv, [arguments.seed], extra),
             keep_going=keep_going,
         )

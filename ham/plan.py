@@ -14,11 +14,12 @@ from functools import cached_property
 import torch
 
 from ham.config import ArmConfig, Config, TrainConfig
+from ham.errors import UnusableModelError
 from ham.measure.cost import TRAINING_PASSES
-from ham.model.decoder import DecoderLM
-from ham.model.sizing import model_config
+from ham.model.arm import model_outline
+from ham.model.language_model import LanguageModel
 from ham.ruler.tasks import ruler_task
-from ham.workflow import inspection_pages
+from ham.workflow import arm_seeds, inspection_pages
 
 # Vocabulary of tokenizers that only a download could tell.
 HUB_VOCABULARIES = {"hub:fla-hub/transformer-1.3B-100B": 32_000}
@@ -92,6 +93,8 @@ class ArmCost:
         parameters: All parameters, embedding included.
         trained: Whether it is trained; if not, it has no checkpoint of its own.
         cache_bytes: Decoding memory of one sequence after the training context, 16-bit KV.
+        seeds: Jobs of training and evaluation.
+        note: What is to be known of these figures, or why there are none.
     """
 
     name: str
@@ -103,6 +106,8 @@ class ArmCost:
     evaluate_flops: float
     measure_flops: float
     cache_bytes: int
+    seeds: int
+    note: str = ""
 
 
 @dataclass
@@ -137,14 +142,16 @@ class Plan:
     @cached_property
     def stages(self) -> list[StageCost]:
         """Every stage in order."""
-        config, seeds = self.config, len(self.config.seeds)
+        config = self.config
         parallel = 1
         if self.speed.device == "cpu":
             parallel = max(1, self.cores // config.threads_per_job)
-        runs, trainings = len(self.arms) * seeds, len(self._trained) * seeds
-        train = sum(arm.train_flops for arm in self.arms) * seeds
-        evaluate = sum(arm.evaluate_flops for arm in self.arms) * seeds
-        steps = sum(config.training(arm).steps for arm in config.arms if arm.trained) * seeds
+        runs = sum(arm.seeds for arm in self.arms)
+        trainings = sum(arm.seeds for arm in self._trained)
+        train = sum(arm.train_flops * arm.seeds for arm in self.arms)
+        evaluate = sum(arm.evaluate_flops * arm.seeds for arm in self.arms)
+        trained = [arm for arm in config.arms if arm.trained]
+        steps = sum(config.training(arm).steps for arm in trained) * len(config.seeds)
         floor = steps * config.train.accumulate * self.speed.step_seconds
         stages = [
             StageCost("prepare", 1, 0.0, self._prepare_seconds()),
@@ -207,17 +214,19 @@ class Plan:
         return [arm for arm in self.arms if arm.trained]
 
     def _arm(self, arm: ArmConfig) -> ArmCost:
-        described = model_config(self.config, arm, self.vocabulary_size)
-        with torch.device("meta"):
-            model = DecoderLM(described)
+        seeds = len(arm_seeds(self.config, arm))
+        try:
+            model = model_outline(self.config, arm, self.vocabulary_size)
+        except UnusableModelError as error:
+            sizes = (0, arm.trained, 0, 0.0, 0.0, 0.0, 0)
+            return ArmCost(arm.name, arm.architecture, *sizes, seeds, str(error))
         fraction = model.target_fraction
-        context = self.config.data.context
         return ArmCost(
             name=arm.name,
-            mixer=arm.mixer,
+            mixer=arm.mixer or model.config.mixer,
             parameters=model.count_parameters(),
             trained=arm.trained,
-            mlp_width=described.mlp_width,
+            mlp_width=model.config.mlp_width,
             train_flops=(
                 self._train_flops(model, fraction, self.config.training(arm))
                 if arm.trained
@@ -225,10 +234,12 @@ class Plan:
             ),
             evaluate_flops=self._evaluate_flops(model, fraction),
             measure_flops=self._measure_flops(model, fraction, arm.trained),
-            cache_bytes=model.state_bytes(context, fraction).allocated,
+            cache_bytes=model.planned_bytes(self.config.data.context),
+            seeds=seeds,
+            note=_note(model),
         )
 
-    def _train_flops(self, model: DecoderLM, fraction: float, train: TrainConfig) -> float:
+    def _train_flops(self, model: LanguageModel, fraction: float, train: TrainConfig) -> float:
         forward = model.forward_flops(self.config.data.context, fraction)
         validations = math.ceil(train.steps / train.validation_every) * train.validation_batches
         sequences = TRAINING_PASSES * train.steps + validations
@@ -238,7 +249,7 @@ class Plan:
             sequences += max(train.validation_batches, train.calibration_batches)
         return forward * train.batch_size * sequences
 
-    def _evaluate_flops(self, model: DecoderLM, fraction: float) -> float:
+    def _evaluate_flops(self, model: LanguageModel, fraction: float) -> float:
         evaluate, context = self.config.evaluate, self.config.data.context
         sequences: list[tuple[int, float]] = []
         if evaluate.language_modelling:
@@ -270,7 +281,7 @@ class Plan:
         reading = sum(count * model.forward_flops(length, fraction) for length, count in sequences)
         return reading + self._generation_flops(model, fraction)
 
-    def _generation_flops(self, model: DecoderLM, fraction: float) -> float:
+    def _generation_flops(self, model: LanguageModel, fraction: float) -> float:
         """New tokens of needle answers; their prompts count as reading."""
         part = self.config.evaluate.needle
         if part is None or not part.generate:
@@ -282,7 +293,7 @@ class Plan:
             for length in part.lengths_of(task)
         )
 
-    def _measure_flops(self, model: DecoderLM, fraction: float, trained: bool) -> float:
+    def _measure_flops(self, model: LanguageModel, fraction: float, trained: bool) -> float:
         measure = self.config.measure
         if measure is None:
             return 0.0
@@ -322,6 +333,14 @@ class Plan:
         return StageCost(stage.stage, stage.jobs, stage.flops, seconds, stage.at_once)
 
 
+def _note(model: LanguageModel) -> str:
+    """What a reader must know of the figures of a model of another library."""
+    if model.flops_source is None:
+        return ""
+    unmatched = "parameters not matched; " if model.config.matched is False else ""
+    return f"{unmatched}FLOPs by {model.flops_source}"
+
+
 def format_plan(plan: Plan) -> str:
     """The plan as text for a terminal."""
     config = plan.config
@@ -342,6 +361,7 @@ def format_plan(plan: Plan) -> str:
         f"{arm.train_flops:>13.2e}{readable_bytes(arm.cache_bytes):>11}"
         for arm in plan.arms
     ]
+    lines += [f"{arm.name}: {arm.note}" for arm in plan.arms if arm.note]
     lines += ["", f"{'stage':<12}{'jobs':>6}{'at once':>9}{'FLOPs':>11}{'minutes':>12}"]
     lines += [
         f"{stage.stage:<12}{stage.jobs:>6}{min(stage.at_once, stage.jobs):>9}"

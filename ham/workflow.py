@@ -68,7 +68,7 @@ def rows_files(config: Config) -> list[str]:
     rows = [
         f"{models}/{arm.name}/seed{seed}/{stage}.rows.jsonl"
         for arm in config.arms
-        for seed in config.seeds
+        for seed in arm_seeds(config, arm)
         for stage in (["train", "evaluate"] if arm.trained else ["evaluate"])
     ]
     if config.measure:
@@ -104,8 +104,16 @@ def tuned_file(config: Config, arm: str) -> list[str]:
     return [f"{run_folder(config)}/tuning/{arm}/chosen.json"]
 
 
+def arm_seeds(config: Config, arm: ArmConfig) -> list[int]:
+    """The seeds of an arm: one of a model from elsewhere, which is the same under every seed."""
+    return config.seeds if arm.checkpoint is None else config.seeds[:1]
+
+
 def checkpoint_folder(config: Config, arm: str, seed: int | str) -> str:
-    """The checkpoint that the jobs of an arm read: its own, or that of the arm it names."""
+    """The checkpoint that the jobs of an arm read: its own, or the one that it names."""
+    elsewhere = config.arm(arm).checkpoint
+    if elsewhere is not None:
+        return elsewhere
     source = config.arm(arm).checkpoint_of or arm
     return f"{run_folder(config)}/models/{source}/seed{seed}/checkpoint"
 
@@ -156,13 +164,14 @@ def _registered_names(path: Path, mtime_ns: int) -> list[str]:
 
 
 def stage_modules(
-    stage: str, mixer: str | Sequence[str] | None = None, root: Path | None = None
+    stage: str, code: str | Sequence[str] | None = None, root: Path | None = None
 ) -> list[str]:
     """The modules whose code decides the result of a stage.
 
     Args:
         stage: One of `STAGES`.
-        mixer: The registered mixers of the arm; their files alone count among the baselines.
+        code: `ArmConfig.code`: the registered mixers of the arm, whose files alone count among the
+            baselines, and packages by their dotted names.
         root: The repository; that of this file when None.
 
     Raises:
@@ -171,9 +180,12 @@ def stage_modules(
     if stage not in STAGES:
         raise unknown_choice("stage", stage, STAGES)
     modules = [f"ham.cli.{stage}"]
-    names = [mixer] if isinstance(mixer, str) else mixer or []
+    names = [code] if isinstance(code, str) else code or []
     known = mixer_files(root) if names else {}
     for name in names:
+        if name.startswith(f"{PROJECT}."):
+            modules.append(name)
+            continue
         if name not in known:
             raise unknown_choice("mixer", name, known)
         modules.append(known[name])
@@ -181,14 +193,14 @@ def stage_modules(
 
 
 def stage_fingerprint(
-    stage: str, mixer: str | Sequence[str] | None = None, root: Path | None = None
+    stage: str, code: str | Sequence[str] | None = None, root: Path | None = None
 ) -> str:
-    """Fingerprint of the code behind a stage, for the mixers of one arm.
+    """Fingerprint of the code behind a stage, for the `ArmConfig.code` of one arm.
 
     Installed baselines whose sources cannot be read count with the reason: their own jobs report
     it, and no other job is touched.
     """
-    modules = stage_modules(stage, mixer, root)
+    modules = stage_modules(stage, code, root)
     try:
         return fingerprint(*modules, root=root)
     except (ModuleNotFoundError, SyntaxError) as error:

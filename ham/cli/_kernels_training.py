@@ -37,6 +37,7 @@ def register(actions: argparse._SubParsersAction) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train every variant, write rows, print their table; status 1 if a variant failed."""
+    from ham.errors import ConfigError
     from ham.fingerprint import fingerprint
     from ham.job import open_job
     from ham.kernels.speed.record import switches
@@ -47,6 +48,11 @@ def train(arguments: argparse.Namespace) -> int:
     arguments.overrides = [*arguments.overrides, f"train.steps={arguments.steps}"]
     extra = {"environment": switches()}
     with open_job(arguments, "train", output=arguments.rows, extra=extra) as job:
+        if job.arm.mixer is None:
+            raise ConfigError(
+                f"arm {job.arm.name!r} is {job.arm.architecture}, which calls no kernel of this "
+                "project; legal: an arm with a mixer"
+            )
         files = mixer_files()
         own = [files[name] for name in job.arm.mixers]
         code = fingerprint("ham.train.compare_kernels", *own)

@@ -14,7 +14,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     from ham.job import add_job_arguments
 
     add_job_arguments(parser)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="folder of the model (default: the arm's own `checkpoint`)"
+    )
     parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
     parser.set_defaults(handler=run)
 
@@ -23,17 +25,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate; write rows, manifest, the answers to lm-eval's questions, sums by document."""
     import sys
 
-    from ham.evaluate.run import evaluate, expected_rows, open_subject
+    from ham.evaluate.part import open_subject
+    from ham.evaluate.run import evaluate, expected_rows
     from ham.failure import read_failure
     from ham.files import write_jsonl
     from ham.job import open_job
+    from ham.model.arm import read_checkpoint
 
     with open_job(arguments, "evaluate") as job:
+        folder = read_checkpoint(job.arm, arguments.checkpoint)
         subject = job.attempt(
-            lambda: open_subject(
-                job.config, job.arm, arguments.data, arguments.checkpoint, job.device
-            ),
-            read_failure(arguments.checkpoint),
+            lambda: open_subject(job.config, job.arm, arguments.data, folder, job.device),
+            read_failure(folder),
         )
         failed = 0
         if subject is None:

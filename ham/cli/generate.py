@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ham.model.decoder import DecoderLM
     from ham.model.generation import GenerationFacts
+    from ham.model.language_model import LanguageModel
     from ham.train.tokenizer import Tokenizer
 
 
@@ -114,7 +114,7 @@ def describe(facts: GenerationFacts) -> str:
 
 def _print_stream(
     arguments: argparse.Namespace,
-    model: DecoderLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     text: str,
     prompt: list[int],
@@ -140,7 +140,7 @@ def _print_stream(
 
 def _print_all(
     arguments: argparse.Namespace,
-    model: DecoderLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     prompts: list[list[int]],

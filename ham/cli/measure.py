@@ -13,7 +13,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     from ham.job import add_job_arguments
 
     add_job_arguments(parser)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="folder of the model (default: the arm's own `checkpoint`)"
+    )
     parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
     parser.set_defaults(handler=run)
 
@@ -27,30 +29,30 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ham.errors import ConfigError
-    from ham.evaluate.part import Subject
+    from ham.evaluate.part import open_subject
     from ham.failure import read_failure
     from ham.job import open_job
     from ham.measure.dial import measure_dial
     from ham.measure.throughput import Measurement, expected_rows
-    from ham.model.arm import load_arm
+    from ham.model.arm import read_checkpoint
     from ham.progress import ProgressReporter
     from ham.report.manifest import device_name
-    from ham.train.shards import TokenShard
-    from ham.train.tokenizer import load_tokenizer
 
     with open_job(arguments, "measure") as job:
         settings = job.config.measure
         if settings is None:
             raise ConfigError("the configuration has no `measure` section; nothing to measure")
-        model = job.attempt(
-            lambda: load_arm(job.config, job.arm, arguments.checkpoint, job.device),
-            read_failure(arguments.checkpoint),
+        folder = read_checkpoint(job.arm, arguments.checkpoint)
+        subject = job.attempt(
+            lambda: open_subject(job.config, job.arm, arguments.data, folder, job.device),
+            read_failure(folder),
         )
-        if model is None:
-            job.finish(job.error_writer(expected_rows(settings)), arguments.rows)
+        if subject is None:
+            missing = expected_rows(settings, job.arm.trained)
+            job.finish(job.error_writer(missing), arguments.rows)
             return 0
-        shard = TokenShard.open(arguments.data / "test.tokens")
-        tokens_T = torch.from_numpy(np.array(shard.tokens[: model.config.max_positions]))
+        model = subject.model
+        tokens_T = torch.from_numpy(np.array(subject.test.tokens[: model.config.max_positions]))
         writer = job.writer(model)
         name = device_name(job.device.type, job.manifest["gpus"])
         measurement = Measurement(
@@ -65,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
         parts = len(measurement.parts) * len(settings.contexts) + 1
         with ProgressReporter(f"measure {job.arm.name}", parts) as progress:
             measurement.run(lambda note: progress.advance(note=note))
-            tokenizer = load_tokenizer(model.config.tokenizer, arguments.data)
-            measure_dial(Subject(job.config, model, tokenizer, arguments.data), writer)
+            measure_dial(subject, writer)
         job.finish(writer, arguments.rows)
     return 0

@@ -39,6 +39,8 @@ from ham.paging.growth import GrowthManager
 
 def unsupported(model: DecoderLM) -> str | None:
     """Why a model cannot decode by fused kernels, in a few words, or None if it can."""
+    if not isinstance(model, DecoderLM):
+        return "its layers are those of another library"
     if not triton_available(model.device):
         return f"Triton cannot run on {model.device}"
     dtype = cache_dtype(model.embedding.weight)

@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ham.model.decoder import DecoderLM
-from ham.model.decoder_state import DecoderState
+from ham.model.language_model import LanguageModel, Memory
 
 
 class Stepper(Protocol):
@@ -38,7 +37,7 @@ class Stepper(Protocol):
     def check(self) -> None:
         """Raise `NotFiniteError` if routing met numbers that are not finite."""
 
-    def release(self) -> DecoderState:
+    def release(self) -> Memory:
         """Give the decoding state back; the stepper is of no use afterwards."""
 
 
@@ -47,7 +46,7 @@ class EagerStepper:
 
     name = "the model's own steps"
 
-    def __init__(self, model: DecoderLM, state: DecoderState):
+    def __init__(self, model: LanguageModel, state: Memory):
         self.model = model
         self.state = state
 
@@ -80,12 +79,12 @@ class EagerStepper:
     def check(self) -> None:
         """Scores are checked where a prompt is read, logits at every step."""
 
-    def release(self) -> DecoderState:
+    def release(self) -> Memory:
         """The state."""
         return self.state
 
 
-def make_stepper(model: DecoderLM, state: DecoderState, fused: bool | None = None) -> Stepper:
+def make_stepper(model: LanguageModel, state: Memory, fused: bool | None = None) -> Stepper:
     """A decoder for `state`, which it takes over.
 
     Args:
@@ -106,7 +105,7 @@ def make_stepper(model: DecoderLM, state: DecoderState, fused: bool | None = Non
     return GraphDecoder(model, state)
 
 
-def _supported(model: DecoderLM) -> bool:
+def _supported(model: LanguageModel) -> bool:
     # Loads Triton, which most uses of a model on a CPU never need.
     from ham.decoding.graph import unsupported
 

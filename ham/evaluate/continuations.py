@@ -25,7 +25,7 @@ from ham.evaluate.scoring import (
 )
 
 if TYPE_CHECKING:
-    from ham.model.decoder import DecoderLM
+    from ham.model.language_model import LanguageModel
 
 Pair = tuple[Sequence[int], Sequence[int]]
 Answer = tuple[float, bool]
@@ -36,7 +36,7 @@ _MEMORY_BATCHES = 4
 
 
 def score_continuations(
-    model: DecoderLM,
+    model: LanguageModel,
     pairs: Sequence[Pair],
     batch_size: int,
     max_length: int | None = None,
@@ -55,7 +55,7 @@ def score_continuations(
             `max_length + 1` tokens are kept (`overflows` tells which).
         routing: Counts routed tokens here, a shared context once for each of its continuations.
         on_batch: See `score_rows`.
-        share_contexts: Whether equal contexts are read once.
+        share_contexts: Whether equal contexts are read once, by a model of this project.
 
     Returns:
         `(log-likelihood in nats, greedy decoding gives exactly the continuation)` per pair.
@@ -67,7 +67,9 @@ def score_continuations(
     batch_tokens = batch_size * length
     if model.device.type == "cpu":
         batch_tokens = min(batch_tokens, BATCH_TOKENS)
-    groups = _equal_contexts(pairs, length) if share_contexts else []
+    # A model of another library may have no cache that can be copied or read in pieces.
+    shares = share_contexts and model.library is None
+    groups = _equal_contexts(pairs, length) if shares else []
     shared = {index for group in groups for index in group}
     alone = [index for index in range(len(pairs)) if index not in shared]
     answers: list[Answer | None] = [None] * len(pairs)
@@ -104,7 +106,7 @@ def _equal_contexts(pairs: Sequence[Pair], length: int) -> list[list[int]]:
 
 
 def _score_groups(
-    model: DecoderLM,
+    model: LanguageModel,
     pairs: Sequence[Pair],
     groups: Sequence[list[int]],
     batch_tokens: int,
@@ -160,7 +162,7 @@ def _group_batches(
 
 
 def _score_shared(
-    model: DecoderLM,
+    model: LanguageModel,
     pairs: Sequence[Pair],
     groups: list[list[int]],
     routing: RoutingCount | None,

@@ -30,7 +30,10 @@ _CHUNK = 1 << 22
 
 
 def cells(subject: Subject) -> list[Cell]:
-    """One cell per context and one for the unigram model."""
+    """One cell per context and one for the unigram model.
+
+    A model with a tokenizer of its own has no unigram model: nobody counted its training text.
+    """
     settings = subject.config.evaluate.language_modelling
     if settings is None:
         return []
@@ -52,10 +55,11 @@ def cells(subject: Subject) -> list[Cell]:
         )
 
     unigram = {"experiment": EXPERIMENT, "metric": "unigram_bits_per_byte", "task": CORPUS_TASK}
-    return [
-        *(cell(context) for context in settings.contexts),
-        Cell("unigram model", [unigram], lambda: [_unigram_row(subject, segments, unigram)]),
-    ]
+    parts = [cell(context) for context in settings.contexts]
+    if not subject.reencodes:
+        run = functools.partial(_unigram_row, subject, segments, unigram)
+        parts.append(Cell("unigram model", [unigram], lambda: [run()]))
+    return parts
 
 
 def training_words(subject: Subject, rare_share: float) -> WordCounts:

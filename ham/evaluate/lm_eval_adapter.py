@@ -25,7 +25,7 @@ from ham.model.precision import precision_context
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from ham.model.decoder import DecoderLM
+    from ham.model.language_model import LanguageModel
     from ham.train.tokenizer import Tokenizer
 
 DEFAULT_BATCH_SIZE = 16
@@ -50,7 +50,7 @@ class TaskRecord:
 
 @register_model("ham")
 class HamLM(TemplateLM):
-    """An lm-eval model around a `DecoderLM`.
+    """An lm-eval model around a `LanguageModel`.
 
     Args:
         pretrained: Checkpoint folder, or a model (then `tokenizer` is needed).
@@ -71,7 +71,7 @@ class HamLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str | DecoderLM,
+        pretrained: str | LanguageModel,
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -271,7 +271,7 @@ class HamLM(TemplateLM):
         return self._tokens.decode(tokens)
 
 
-def load_checkpoint(folder: str, device: str | None) -> tuple[DecoderLM, Tokenizer]:
+def load_checkpoint(folder: str, device: str | None) -> tuple[LanguageModel, Tokenizer]:
     """Model and tokenizer of a checkpoint folder.
 
     Raises:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
     from ham.evaluate.lm_eval_adapter import HamLM
-    from ham.model.decoder import DecoderLM
+    from ham.model.language_model import LanguageModel
 
 METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
 """Names in rows of metrics that lm-eval calls otherwise; these are shares of documents."""
@@ -105,7 +105,7 @@ def asked(lm: HamLM) -> Respond:
     return respond
 
 
-def untrained_twin(model: DecoderLM, seed: int) -> DecoderLM:
+def untrained_twin(model: LanguageModel, seed: int) -> LanguageModel:
     """The model as it was before the first step of training.
 
     A router starts where training starts it, usually keeping about its target share; what it was
@@ -117,7 +117,7 @@ def untrained_twin(model: DecoderLM, seed: int) -> DecoderLM:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = type(model)(model.config)
+        twin = model.config.build()
     if model.needs_unigram_counts:
         for told, new in zip(model.modules(), twin.modules(), strict=True):
             if isinstance(told, UnigramSurprise):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ham.config import LmEvalConfig
     from ham.evaluate.lm_eval_adapter import HamLM
-    from ham.model.decoder import DecoderLM
+    from ham.model.language_model import LanguageModel
 
 EXPERIMENT = "lm_eval"
 _KEPT_KEYS = ("doc_id", "doc", "target", "resps", "doc_hash", "prompt_hash", "target_hash")
@@ -68,7 +68,8 @@ def _measure(subject: Subject, settings: LmEvalConfig) -> list[Fields]:
     results, tasks = evaluate_tasks(lm, settings.tasks, settings.limit)
     subject.samples.extend(sample_records(results["samples"]))
     untrained = None
-    if settings.untrained:
+    # How a model that was trained elsewhere began is not known.
+    if settings.untrained and not subject.foreign:
         untrained = _adapter(subject, settings, untrained_twin(subject.model, subject.seed))
     rows = []
     for name, task in tasks.items():
@@ -88,7 +89,7 @@ def _measure(subject: Subject, settings: LmEvalConfig) -> list[Fields]:
     return rows
 
 
-def _adapter(subject: Subject, settings: LmEvalConfig, model: DecoderLM) -> HamLM:
+def _adapter(subject: Subject, settings: LmEvalConfig, model: LanguageModel) -> HamLM:
     from ham.evaluate.lm_eval_adapter import HamLM
 
     return HamLM(

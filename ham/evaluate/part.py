@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ham.config import Config
+from ham.config import ArmConfig, Config
 from ham.errors import ConfigError
 from ham.evaluate.scoring import BATCH_TOKENS, OnBatch, RoutingCount, RowScore, score_rows
 
 if TYPE_CHECKING:
-    from ham.model.decoder import DecoderLM
+    import torch
+
+    from ham.model.language_model import LanguageModel
     from ham.train.shards import TokenShard
     from ham.train.tokenizer import Tokenizer
 
@@ -58,16 +60,19 @@ class Subject:
         samples: The answers to every lm-eval question are appended here.
         documents: Bits and bytes of every held-out document are appended here.
         on_batch: Called after each forward pass with the rows done and the rows in all.
+        foreign: Whether the model was trained elsewhere, perhaps with a tokenizer of its own; the
+            texts are then encoded again.
     """
 
     config: Config
-    model: DecoderLM
+    model: LanguageModel
     tokenizer: Tokenizer
     data: Path
     seed: int = 0
     samples: list[Fields] = field(default_factory=list)
     documents: list[Fields] = field(default_factory=list)
     on_batch: OnBatch | None = None
+    foreign: bool = False
 
     @cached_property
     def test(self) -> TokenShard:
@@ -85,6 +90,10 @@ class Subject:
         from ham.train.shards import TokenShard
 
         shard = TokenShard.open(self.data / f"{split}.tokens", verify=split != "train")
+        if self.reencodes:
+            from ham.train.retokenise import retokenise
+
+            return retokenise(shard, self._data_tokenizer, self.tokenizer)
         made = (shard.tokenizer_name, shard.vocabulary_size)
         if made != (self.tokenizer.name, self.tokenizer.vocabulary_size):
             raise ConfigError(
@@ -93,6 +102,19 @@ class Subject:
                 f"({self.tokenizer.vocabulary_size} tokens)"
             )
         return shard
+
+    @cached_property
+    def reencodes(self) -> bool:
+        """Whether the model's tokenizer is another than that of the shards."""
+        from ham.train.retokenise import same_tokens
+
+        return self.foreign and not same_tokens(self.tokenizer, self._data_tokenizer)
+
+    @cached_property
+    def _data_tokenizer(self) -> Tokenizer:
+        from ham.train.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.config.data.tokenizer, self.data)
 
     def score(
         self, rows: Sequence[Sequence[int]], routing: RoutingCount, keep_routed: bool = False
@@ -104,3 +126,21 @@ class Subject:
     def kv_fraction(self, routing: RoutingCount, context: int) -> float | None:
         """Realised share of tokens in the KV cache: 1 for full attention, None without a cache."""
         return routing.fraction() if self.model.routes else self.model.held_share(context)
+
+
+def open_subject(
+    config: Config, arm: ArmConfig, data: Path, checkpoint: Path, device: torch.device
+) -> Subject:
+    """Load a checkpoint and check that it is the one that the configuration describes.
+
+    Raises:
+        MissingDataError, CorruptFileError: If checkpoint or data are missing or damaged.
+        ConfigError: If the checkpoint is of another arm or tokenizer.
+        UnusableModelError: If the model cannot be used here.
+    """
+    from ham.model.arm import load_arm
+    from ham.train.tokenizer import load_tokenizer
+
+    model = load_arm(config, arm, checkpoint, device)
+    tokenizer = load_tokenizer(model.config.tokenizer, checkpoint)
+    return Subject(config, model, tokenizer, data, foreign=arm.checkpoint is not None)

@@ -10,11 +10,9 @@ from pathlib import Path
 import torch
 
 from ham.config import ArmConfig, Config
-from ham.errors import HamError
+from ham.errors import HamError, UnusableModelError
 from ham.evaluate import dial, language_modelling, lm_eval_run, needle, recall
 from ham.evaluate.part import Cell, Fields, Subject
-from ham.model.arm import load_arm
-from ham.model.decoder import DecoderLM
 from ham.model.precision import precision_context
 from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
@@ -28,20 +26,6 @@ PARTS: tuple[Callable[[Subject], list[Cell]], ...] = (
     recall.cells,
     dial.cells,
 )
-
-
-def open_subject(
-    config: Config, arm: ArmConfig, data: Path, checkpoint: Path, device: torch.device
-) -> Subject:
-    """Load a checkpoint and check that it is the one that the configuration describes.
-
-    Raises:
-        MissingDataError, CorruptFileError: If checkpoint or data are missing or damaged.
-        ConfigError: If the checkpoint is of another arm or tokenizer.
-    """
-    model = load_arm(config, arm, checkpoint, device)
-    tokenizer = load_tokenizer(model.config.tokenizer, checkpoint)
-    return Subject(config, model, tokenizer, data)
 
 
 def plan_cells(subject: Subject) -> list[Cell]:
@@ -67,7 +51,7 @@ def expected_rows(config: Config, arm: ArmConfig, data: Path) -> list[Fields]:
     plain = config.model_copy(update={"model": unmatched})
     stand_in = ArmConfig(name=arm.name, mixer="transformer")
     with torch.device("meta"):
-        model = DecoderLM(model_config(plain, stand_in, tokenizer.vocabulary_size))
+        model = model_config(plain, stand_in, tokenizer.vocabulary_size).build()
     cells = plan_cells(Subject(config, model, tokenizer, data))
     return [fields for cell in cells for fields in cell.expected]
 
@@ -105,10 +89,12 @@ def run_cell(cell: Cell, writer: RowWriter) -> bool:
     """Add the rows of one cell, or its error rows; returns whether it succeeded."""
     try:
         rows = cell.run()
-    except HamError:
-        raise
     except Exception as error:
-        traceback.print_exc()
+        unusable = isinstance(error, UnusableModelError)
+        if isinstance(error, HamError) and not unusable:
+            raise
+        if not unusable:
+            traceback.print_exc()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"ham: warning: {cell.name} failed: {reason}", file=sys.stderr)
         rows = [{**fields, "value": None, "error": reason} for fields in cell.expected]

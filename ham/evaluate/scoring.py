@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from ham.model.decoder import DecoderLM, DecoderOutput
+    from ham.model.decoder import DecoderOutput
+    from ham.model.language_model import LanguageModel
 
 PADDING = 0
 BATCH_TOKENS = 2048
@@ -88,7 +89,7 @@ class RowScore:
 
 
 def score_rows(
-    model: DecoderLM,
+    model: LanguageModel,
     rows: Sequence[Sequence[int]],
     batch_tokens: int = BATCH_TOKENS,
     routing: RoutingCount | None = None,
@@ -153,7 +154,7 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
 
 
 def _score_batch(
-    model: DecoderLM,
+    model: LanguageModel,
     rows: Sequence[Sequence[int]],
     routing: RoutingCount | None,
     keep_routed: bool,

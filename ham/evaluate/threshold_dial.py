@@ -16,11 +16,12 @@ from ham.evaluate.part import CORPUS_TASK, EVALUATION_SEED, Fields, Subject
 from ham.evaluate.segments import draw_segments
 from ham.model.calibration import calibrate
 from ham.model.decoder import DecoderLM
+from ham.model.language_model import LanguageModel
 
 EXPERIMENT = "dial"
 
 
-def has_dial(model: DecoderLM) -> bool:
+def has_dial(model: LanguageModel) -> bool:
     """Whether a threshold decides what a model keeps."""
     return model.routes and any(one.control != "none" for one in model.controllers)
 

@@ -60,7 +60,8 @@ class Spelling:
             before = self.tokenizer.encode("a")
             text = self.tokenizer.decode([*before, token])
             found = text.removeprefix(self.tokenizer.decode(before)).encode()
-            size = self.tokenizer.count_bytes([token])
+            size = self.tokenizer.count_bytes([*before, token])
+            size -= self.tokenizer.count_bytes(before)
             found = found if len(found) == size else _UNKNOWN_BYTE * size
         self._known[token] = found
         return found

@@ -27,10 +27,15 @@ def export(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> None:
 
     Raises:
         MissingDataError, CorruptFileError: If the checkpoint cannot be read.
-        ConfigError: If `folder` is in use.
+        ConfigError: If `folder` is in use, or the model is of another library.
         DiskFullError: If the file system is full.
     """
     model = load_model(checkpoint)
+    if not isinstance(model, DecoderLM):
+        raise ConfigError(
+            f"{checkpoint} holds {model.config.mixer!r}, a model of another library; its folder is "
+            "in the Hugging Face layout already"
+        )
     tokenizer = load_tokenizer(model.config.tokenizer, Path(checkpoint))
     save(model, tokenizer, folder, read_description(checkpoint).get("facts"))
 

@@ -38,14 +38,14 @@ def check_model_source(source: str | os.PathLike | None, options: Mapping[str, A
             raise ConfigError(f"{name}=False would load a pickle; legal: {name}=True")
     adapter = (options.get("adapter_kwargs") or {}).get("_adapter_model_path")
     if adapter is not None and Path(adapter).is_dir():
-        _refuse_pickled_adapter(Path(adapter))
+        refuse_pickled_adapter(Path(adapter))
     if source is None:
         return
     folder = Path(source) / (options.get("subfolder") or "")
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; give the folder that holds it and config.json")
     if folder.is_dir():
-        _refuse_pickled_adapter(folder)
+        refuse_pickled_adapter(folder)
         check_folder(folder)
 
 
@@ -57,7 +57,7 @@ def check_folder(folder: Path) -> ModelConfig:
     """
     files = weight_files(folder)
     config = ModelConfig.from_dict(read_hf_config(folder / HF_CONFIG_FILE)["config"])
-    _check_names_and_shapes(folder, _stored_shapes(files), _expected_shapes(config))
+    _check_names_and_shapes(folder, stored_shapes(files), _expected_shapes(config))
     return config
 
 
@@ -86,7 +86,12 @@ def weight_files(folder: Path) -> list[Path]:
     raise MissingDataError(f"{folder} holds no model: {WEIGHTS_FILE} does not exist")
 
 
-def _refuse_pickled_adapter(folder: Path) -> None:
+def refuse_pickled_adapter(folder: Path) -> None:
+    """Check that a folder holds no adapter in a pickle.
+
+    Raises:
+        ConfigError: If it does.
+    """
     if (folder / "adapter_model.bin").exists():
         raise ConfigError(
             f"{folder / 'adapter_model.bin'} is a pickle and is never loaded; "
@@ -94,7 +99,12 @@ def _refuse_pickled_adapter(folder: Path) -> None:
         )
 
 
-def _stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+def stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in safetensors files.
+
+    Raises:
+        CorruptFileError: If one is not complete.
+    """
     shapes = {}
     for path in files:
         try:
@@ -103,7 +113,7 @@ def _stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
                 shapes |= {name: tuple(stored.get_slice(name).get_shape()) for name in names}
         except SafetensorError as error:
             raise CorruptFileError(
-                f"{path} is not a complete safetensors file: {error}; export the model again"
+                f"{path} is not a complete safetensors file: {error}; write the model again"
             ) from error
     return shapes
 

@@ -84,7 +84,7 @@ def routing_layers(model: DecoderLM, layers: Sequence[int] | None = None) -> lis
     Raises:
         ConfigError: If no layer routes or one of `layers` does not.
     """
-    routing = [index for index, block in enumerate(model.blocks) if block.mixer.routes]
+    routing = list(model.routing_layers)
     if not routing:
         raise ConfigError(
             f"model {model.config.arm!r} (mixer {model.config.mixer!r}) routes no tokens, so there "

@@ -105,6 +105,8 @@ class Bench:
         return [knob for knob in mixer.memory_knobs if knob.applies(options)]
 
     def _build(self, arm: ArmConfig) -> Measured:
+        if not arm.mixer:
+            raise ConfigError(f"it is {arm.architecture!r}; arms with a mixer can be sized")
         plain = plain_model(self.config, arm, self.vocabulary_size)
         with torch.device("meta"):
             model = DecoderLM(plain)

@@ -16,7 +16,7 @@ def reference_arm(config: Config) -> str:
         ConfigError: If none does, or a mixer is unknown.
     """
     for arm in config.arms:
-        if any(knob.share for knob in mixer_class(arm.mixer).memory_knobs):
+        if arm.mixer and any(knob.share for knob in mixer_class(arm.mixer).memory_knobs):
             return arm.name
     raise ConfigError(
         f"no arm of {config.name!r} keeps a share of the tokens; name the arm to match with --arm: "

@@ -3,7 +3,8 @@
 What is timed: a training step is forward, backward and optimiser update of one batch; prefill reads
 a whole context into an empty memory; decoding then adds single tokens, each timed alone. The text
 is held-out test text, so that a router keeps what it would keep in use. Memory is the size of the
-real tensors of the decoding state; the declared size of every mixer is compared with it.
+real tensors of the decoding state; the declared size of every mixer is compared with it. A model of
+another library declares nothing: what its cache keeps alive is allocated, what it reads is used.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from torch import Tensor
 
 from ham.config import MeasureConfig, TrainConfig
 from ham.errors import MissingDataError
-from ham.measure.device import model_flops_utilisation
+from ham.measure.device import PEAKS, model_flops_utilisation
 from ham.measure.timing import peak_extra_bytes, time_calls
-from ham.model.decoder import DecoderLM
-from ham.model.decoder_state import DecoderState
-from ham.model.precision import cache_dtype, precision_context
+from ham.model.language_model import LanguageModel, Memory, flops_labels
+from ham.model.precision import precision_context
 from ham.report.rows import RowWriter
 from ham.train.optimiser import make_optimiser, set_learning_rate
 
@@ -39,7 +39,7 @@ class Measurement:
         trains: Whether a training step is measured.
     """
 
-    model: DecoderLM
+    model: LanguageModel
     tokens_T: Tensor
     settings: MeasureConfig
     training: TrainConfig
@@ -87,7 +87,9 @@ class Measurement:
     @torch.inference_mode()
     def _prefill(self, context: int) -> None:
         tokens_BT = self._text(context)
-        last: list[tuple[DecoderState, list[float], list]] = []
+        # What a model checks of itself once must not be timed.
+        self.model.init_state(1)
+        last: list[tuple[Memory, list[float], list]] = []
 
         def prefill() -> None:
             state = self.model.init_state(self.settings.batch_size)
@@ -123,6 +125,7 @@ class Measurement:
     def _training_step(self, context: int) -> None:
         tokens_BT = self._text(context + 1)
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        self.model.check_trains()
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         optimiser = make_optimiser(self.model, self.training)
         # The same work without moving the weights: a router keeps routing what it was trained to.
@@ -175,25 +178,28 @@ class Measurement:
     def _add_utilisation(
         self, task: str, context: int, fractions: list[float], ms: float, passes: float, where: dict
     ) -> None:
+        if self.device_name not in PEAKS:
+            return
         fraction = mean_or_none(fractions)
         flops = self.model.forward_flops(context, 1.0 if fraction is None else fraction)
         flops *= passes * self.settings.batch_size
         share = model_flops_utilisation(flops, ms / 1e3, self.device_name)
-        if share is not None:
-            self.writer.add("throughput", "mfu_fraction", share, task=task, **where)
+        labels = flops_labels(self.model)
+        self.writer.add("throughput", "mfu_fraction", share, task=task, labels=labels, **where)
 
-    def _add_state_bytes(self, state: DecoderState, cache_fractions: list, where: dict) -> None:
+    def _add_state_bytes(self, state: Memory, cache_fractions: list, where: dict) -> None:
         held = state.bytes_allocated()
         batch = self.settings.batch_size
         for kind, count in sorted(held.items()):
             self.writer.add("memory", f"{kind}_bytes", count / batch, task="decode", **where)
         total = sum(held.values())
-        element_size = cache_dtype(self.model.embedding.weight).itemsize
-        declared = self.model.state_bytes(state.position, cache_fractions or 1.0, element_size)
+        declared = self.model.declared_bytes(state.position, cache_fractions)
+        used = total - held.get("unused", 0) if declared is None else declared.used
         add = self.writer.add
         add("memory", "cache_bytes_allocated", total / batch, task="decode", **where)
-        add("memory", "cache_bytes_used", declared.used, task="decode", **where)
-        add("memory", "declared_bytes", declared.allocated, task="decode", **where)
+        add("memory", "cache_bytes_used", used, task="decode", **where)
+        if declared is not None:
+            add("memory", "declared_bytes", declared.allocated, task="decode", **where)
 
     def _text(self, length: int) -> Tensor:
         """`tokens_BT`: the same stretch of text for each sequence of the batch.
@@ -216,9 +222,9 @@ _FAILED_CELLS = {
 }
 
 
-def expected_rows(settings: MeasureConfig) -> list[dict[str, Any]]:
-    """Coordinates of the main row of every part, whatever the model."""
-    timed = ("_prefill", "_decode", "_training_step")
+def expected_rows(settings: MeasureConfig, trains: bool) -> list[dict[str, Any]]:
+    """Coordinates of the main row of every part of an arm that is or is not trained here."""
+    timed = ("_prefill", "_decode", *(["_training_step"] if trains else []))
     rows = [_main_row(part, n, settings) for n in settings.contexts for part in timed]
     cache = {"experiment": "memory", "metric": "cache_bytes_allocated", "task": "decode"}
     rows += [{**cache, "x_name": "context", "x_value": n} for n in settings.contexts]

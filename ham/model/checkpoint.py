@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.failure import read_failure
 from ham.files import atomic_writer, read_json, sha256_file, write_json
 from ham.model.decoder import DecoderLM
+from ham.model.foreign import external_models
+from ham.model.language_model import LanguageModel, ModelFacts
 from ham.model.model_config import ModelConfig
 
 FORMAT_VERSION = 1
@@ -35,7 +37,7 @@ HF_STATE_PREFIX = "decoder."
 
 def save_model(
     folder: str | os.PathLike,
-    model: DecoderLM,
+    model: LanguageModel,
     tokenizer_folder: str | os.PathLike | None = None,
     facts: dict[str, Any] | None = None,
 ) -> None:
@@ -48,10 +50,7 @@ def save_model(
         facts: Further facts for `model.json`, e.g. steps trained.
     """
     folder = Path(folder)
-    weights = folder / "model.safetensors"
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_writer(weights, "wb") as handle:
-        handle.write(save(tensors))
+    weights = model.write(folder)
     if tokenizer_folder is not None and (Path(tokenizer_folder) / TOKENIZER_FILE).exists():
         _copy(Path(tokenizer_folder) / TOKENIZER_FILE, folder / TOKENIZER_FILE)
     write_json(
@@ -69,9 +68,9 @@ def save_model(
 def load_model(
     folder: str | os.PathLike,
     device: str | torch.device = "cpu",
-    configure: Callable[[ModelConfig], ModelConfig] | None = None,
-) -> DecoderLM:
-    """Read a model in evaluation mode.
+    configure: Callable[[ModelFacts], ModelFacts] | None = None,
+) -> LanguageModel:
+    """Read a model in evaluation mode: one that this project wrote, or another causal one.
 
     Args:
         folder: Where it is.
@@ -81,9 +80,12 @@ def load_model(
     Raises:
         MissingDataError: If the folder holds no model.
         CorruptFileError: If the weights do not match their checksum or the configuration.
-        ConfigError: If the folder has the Hugging Face layout but not a model of this project.
+        ConfigError: If the configuration is not valid, or weights are in pickles only.
+        UnusableModelError: If it is of a library that is not there, or does not run on the device.
     """
     folder = Path(folder)
+    if is_foreign(folder):
+        return _configured(external_models().load_foreign(folder, device), configure)
     description = read_description(folder)
     weights = folder / "model.safetensors"
     if not weights.exists():
@@ -94,6 +96,9 @@ def load_model(
             f"{weights} does not match the checksum in model.json: truncated or changed; "
             "delete the folder and train again"
         )
+    if "library" in description["config"]:
+        found = external_models().load_trained(folder, description["config"], device)
+        return _configured(found, configure)
     config = ModelConfig.from_dict(description["config"])
     model = DecoderLM(config if configure is None else configure(config))
     try:
@@ -106,6 +111,15 @@ def load_model(
     return model.to(device).eval()
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder has the Hugging Face layout and a model of another project."""
+    path = folder / HF_CONFIG_FILE
+    if (folder / "model.json").exists() or not path.exists() or read_failure(folder):
+        return False
+    values = read_json(path)
+    return isinstance(values, dict) and values.get("model_type") != HF_MODEL_TYPE
+
+
 def read_description(folder: str | os.PathLike) -> dict[str, Any]:
     """The content of `model.json`, or the same of a Hugging Face folder, without a checksum.
 
@@ -115,10 +129,10 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any]:
         ConfigError: If a Hugging Face folder holds another kind of model.
     """
     path = Path(folder) / "model.json"
-    if not path.exists() and (Path(folder) / HF_CONFIG_FILE).exists():
-        return read_hf_config(Path(folder) / HF_CONFIG_FILE)
     if not path.exists():
         failure = read_failure(Path(folder))
+        if not failure and (Path(folder) / HF_CONFIG_FILE).exists():
+            return read_hf_config(Path(folder) / HF_CONFIG_FILE)
         reason = f"training failed: {failure}" if failure else f"{path} does not exist"
         raise MissingDataError(f"{folder} holds no model: {reason}")
     description = read_json(path)
@@ -152,6 +166,15 @@ def read_hf_config(path: Path) -> dict[str, Any]:
         "sha256": None,
         "facts": values.get("facts") or {},
     }
+
+
+def _configured(
+    model: LanguageModel, configure: Callable[[ModelFacts], ModelFacts] | None
+) -> LanguageModel:
+    """A model of another library is built from its own files; what we say of it may change."""
+    if configure is not None:
+        model.config = configure(model.config)
+    return model
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -10,12 +10,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ham.errors import ConfigError
+from ham.files import atomic_writer
 from ham.measure.cost import linear_flops
 from ham.model.blocks import RMSNorm, SwiGLU
 from ham.model.capabilities import instance_faults, require_sound
@@ -126,6 +129,9 @@ class DecoderLM(nn.Module):
         ConfigError: For an unknown mixer or options it refuses.
     """
 
+    library = None
+    flops_source = None
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -176,6 +182,9 @@ class DecoderLM(nn.Module):
         """Share of tokens that its routers are to keep, mean over their layers; 1 without one."""
         targets = [controller.target for controller in self.controllers]
         return sum(targets) / len(targets) if targets else 1.0
+
+    def check_trains(self) -> None:
+        """Every mixer has a path on every device."""
 
     def forward(self, tokens_BT: Tensor, wanted_BT: Tensor | None = None) -> DecoderOutput:
         """Logits of the next token at every position, each sequence read from its start.
@@ -331,6 +340,25 @@ class DecoderLM(nn.Module):
         """
         shares = [block.mixer.held_share(position) for block in self.blocks]
         return None if None in shares else sum(shares) / len(shares)
+
+    def planned_bytes(self, context: int) -> int:
+        """Bytes of one sequence's memory after `context` tokens, keys and values in 16 bits."""
+        return self.state_bytes(context, self.target_fraction).allocated
+
+    def declared_bytes(
+        self, position: int, cache_fractions: Sequence[float | Sequence[float]]
+    ) -> StateBytes:
+        """`state_bytes` with keys and values in the dtype of `init_state`."""
+        element_size = cache_dtype(self.embedding.weight).itemsize
+        return self.state_bytes(position, cache_fractions or 1.0, element_size)
+
+    def write(self, folder: Path) -> Path:
+        """Write weights and thresholds, atomically; returns the file."""
+        weights = folder / "model.safetensors"
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with atomic_writer(weights, "wb") as handle:
+            handle.write(save(tensors))
+        return weights
 
     def check_length(self, length: int) -> None:
         """Check that the model may read a sequence of `length` tokens.

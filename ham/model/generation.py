@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ham.decoding.stepper import Stepper, make_stepper
 from ham.errors import ConfigError, NotFiniteError
-from ham.model.decoder import DecoderLM, DecoderOutput
-from ham.model.decoder_state import DecoderState
+from ham.model.decoder import DecoderOutput
+from ham.model.language_model import LanguageModel, Memory
 from ham.model.sampling import Sampling
 
 StopRule = Callable[[list[int]], bool]
@@ -58,7 +58,7 @@ class GenerationFacts:
 
 
 def generate(
-    model: DecoderLM,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop: StopRule | None = None,
@@ -109,7 +109,7 @@ def generate(
 
 
 def stream(
-    model: DecoderLM,
+    model: LanguageModel,
     prompt: Sequence[int],
     max_new_tokens: int,
     stop: StopRule | None = None,
@@ -134,7 +134,7 @@ def stream(
 class _Run:
     """One generation: what was asked, and the sequences that decode at the moment."""
 
-    model: DecoderLM
+    model: LanguageModel
     prompts: Sequence[Sequence[int]]
     max_new_tokens: int
     stop: StopRule | None
@@ -191,11 +191,11 @@ class _Run:
             states.append(state)
             logits.append(logits_BV)
             self._active += bucket
-        state = DecoderState.join(states) if len(states) > 1 else states[0]
+        state = type(states[0]).join(states) if len(states) > 1 else states[0]
         self._stepper = make_stepper(self.model, state, self.fused)
         self._logits_BV = torch.cat(logits)
 
-    def _prefill(self, bucket: list[int]) -> tuple[DecoderState, Tensor]:
+    def _prefill(self, bucket: list[int]) -> tuple[Memory, Tensor]:
         rows = [list(self.prompts[index]) for index in bucket]
         tokens_BT = torch.tensor(rows, dtype=torch.int64, device=self.model.device)
         state = self.model.init_state(len(bucket))
@@ -258,7 +258,9 @@ class _Run:
         self._logits_BV = self._stepper.step(tokens_B)
 
 
-def _check_prompts(model: DecoderLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check_prompts(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     vocabulary, positions = model.config.vocabulary_size, model.config.max_positions
     for index, prompt in enumerate(prompts):
         if len(prompt) == 0:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ham.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ham.model.decoder import DecoderLM
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class ModelConfig:
         if self.placement is None or layer in self.placement["layers"]:
             return self.mixer, self.options
         return self.placement["mixer"], self.placement["options"]
+
+    def build(self) -> DecoderLM:
+        """A decoder with new weights, drawn from torch's random numbers.
+
+        Raises:
+            ConfigError: For an unknown mixer or options it refuses.
+        """
+        from ham.model.decoder import DecoderLM
+
+        return DecoderLM(self)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""

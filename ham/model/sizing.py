@@ -10,7 +10,8 @@ import torch
 from ham.config import ArmConfig, Config
 from ham.errors import ConfigError
 from ham.eviction.arm import evicted_config
-from ham.model.decoder import DecoderLM
+from ham.model.foreign import external_models
+from ham.model.language_model import ModelFacts
 from ham.model.model_config import ModelConfig
 
 MLP_MULTIPLE = 8
@@ -41,16 +42,22 @@ class Sizing:
     fault: str = ""
 
 
-def model_config(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelConfig:
+def model_config(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelFacts:
     """The configuration of one arm's model, its MLP sized to match the first arm's parameters.
 
+    A model of another library whose MLP cannot be sized is left as it is, and says so (`matched`).
+
     Raises:
-        ConfigError: If no MLP width brings the arm within 1 % of the first arm.
+        ConfigError: If no MLP width brings the arm within 1 % of the first arm, or another library
+            refuses the configuration.
+        UnusableModelError: If the other library is not there.
     """
     plain, reference = plain_model(config, arm, vocabulary_size), config.reference
     if not config.model.match_parameters or arm == reference:
         return plain
     target = parameter_count(plain_model(config, reference, vocabulary_size))
+    if arm.external is not None:
+        return external_models().matched_config(plain, arm, target)
     sizing = sized(plain, parameter_count(plain), target)
     if sizing.fault:
         raise ConfigError(f"arm {arm.name!r} beside {reference.name!r}: {sizing.fault}")
@@ -79,14 +86,16 @@ def sized(plain: ModelConfig, count: int, target: int) -> Sizing:
     return Sizing(replace(plain, mlp_width=width), count, parameters, target, fault)
 
 
-def parameter_count(config: ModelConfig) -> int:
+def parameter_count(config: ModelFacts) -> int:
     """Parameters of a model, without allocating it."""
     with torch.device("meta"):
-        return DecoderLM(config).count_parameters()
+        return config.build().count_parameters()
 
 
-def plain_model(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelConfig:
+def plain_model(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelFacts:
     """The configuration of one arm's model with the usual MLP width."""
+    if arm.external is not None:
+        return external_models().external_config(config, arm, vocabulary_size)
     if arm.checkpoint_of is not None:
         return evicted_config(
             plain_model(config, config.arm(arm.checkpoint_of), vocabulary_size), arm

@@ -104,10 +104,14 @@ def memory(results: Results) -> Table:
             allocated = results.cell("memory", metric, model=model, task=task, x=x)
             for key, (metric, task) in metrics.items():
                 cell = results.cell("memory", metric, model=model, task=task, x=x)
-                record[key] = optional(cell) if key in kinds else or_failure(cell, allocated)
+                if key not in kinds:
+                    cell = or_failure(cell, allocated)
+                record[key] = optional(cell) if key in (*kinds, "declared") else cell
             records.append(record)
+    undeclared = any(record["declared"] is None for record in records)
     note = (
         "Counted on the real tensors per sequence; “declared” is what the model's own formula "
-        "says. A dash: the model has no such memory."
+        "says. A dash: the model has no such memory"
+        + (", or is of another library and declares nothing." if undeclared else ".")
     )
     return Table("memory", "Memory", note, columns, records)

@@ -60,13 +60,16 @@ def token_classes(results: Results) -> Table:
         Column("difference", "Δ recalled to other", formats.signed_bits),
     ]
     records: list[Record] = []
-    for model in models_of(results, "language_modelling", metric):
+    for model in models_of(results, "language_modelling", "bits_per_byte"):
         for x in results.x_values("language_modelling", metric):
             where = {"model": model, "x": x}
-            cells = {
-                name: results.cell("language_modelling", metric, token_class=name, **where)
-                for name in CLASSES
-            }
+            whole = results.cell("language_modelling", "bits_per_byte", **where)
+            cells = {}
+            for name in CLASSES:
+                cell = results.cell("language_modelling", metric, token_class=name, **where)
+                cells[name] = or_failure(cell, whole)
+            if all(cell.status == "not run" for cell in cells.values()):
+                continue
             gap = difference(cells["recall"], cells["other"])
             records.append({"model": model, "context": x, **cells, "difference": gap})
     note = (

@@ -179,9 +179,10 @@ class MqarConfig(Strict):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must differ; received {values}")
         for arm in self.arms:
-            if not arm.trained:
+            if not arm.trained or not arm.mixer:
                 raise ValueError(
-                    f"arm {arm.name!r} reads a checkpoint; the study trains all of its arms"
+                    f"arm {arm.name!r} is {arm.architecture!r}; the study trains all of its arms, "
+                    "each with a mixer of its own"
                 )
         if self.tuning_seed in self.seeds:
             raise ValueError(

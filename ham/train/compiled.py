@@ -6,14 +6,34 @@ Compiled block by block: one code serves all layers of a kind, where that of a w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ham.model.decoder import Block, DecoderLM, add_auxiliary_losses
+from ham.model.language_model import LanguageModel
 from ham.model.mixer import MixerAux, RoutingHints
 
 RECOMPILATIONS = 64
 """Codes of one function that torch keeps; beyond them it would fall back to plain launches."""
+
+
+LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, list[MixerAux]]]
+"""From `inputs_BT` and `targets_BT` to the loss and what each layer reported."""
+
+
+def compiled_loss(model: LanguageModel) -> LossFunction:
+    """`model.loss` as compiled code; a model of another library is compiled whole."""
+    if model.library is None:
+        return CompiledLoss(model)
+    whole = torch.compile(model.loss, dynamic=False)
+
+    def loss_of(inputs_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, list[MixerAux]]:
+        loss, output = whole(inputs_BT, targets_BT)
+        return loss, output.aux
+
+    return loss_of
 
 
 class CompiledLoss:

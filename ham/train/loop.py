@@ -28,7 +28,7 @@ from ham.measure.cost import TRAINING_PASSES
 from ham.measure.device import model_flops_utilisation
 from ham.model.calibration import calibrate, realised_fractions, thresholds
 from ham.model.checkpoint import save_model
-from ham.model.decoder import DecoderLM
+from ham.model.language_model import flops_labels
 from ham.model.precision import precision_context
 from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
@@ -74,7 +74,9 @@ class Trainer:
         self.batches = self._sampler("train", self.config.data.recall_fraction, job.seed)
         torch.manual_seed(job.seed)
         described = model_config(self.config, job.arm, self.tokenizer.vocabulary_size)
-        self.model = DecoderLM(described).to(job.device)
+        self.model = described.build().to(job.device)
+        with self._autocast():
+            self.model.check_trains()
         self.optimiser = make_optimiser(self.model, self.settings)
         self.optimiser_step = OptimiserStep(self.model, self.optimiser, self.settings)
         self.step = 0
@@ -297,6 +299,9 @@ class Trainer:
     def _finish(self, out_folder: Path | None) -> RowWriter:
         tokens = self.settings.steps * self.settings.batch_size * self.config.data.context
         facts: dict[str, Any] = {"steps": self.step, "tokens": tokens, "seed": self.job.seed}
+        matched = getattr(self.model.config, "matched", None)
+        if matched is not None:
+            facts["parameters_matched"] = matched
         if self.model.routes:
             facts["routing"] = self._routing_facts()
         if out_folder is not None:
@@ -317,7 +322,8 @@ class Trainer:
             self.config.data.context, 1.0 if fraction is None else fraction
         )
         flops = TRAINING_PASSES * per_sequence * self.settings.steps * self.settings.batch_size
-        writer.add("train", "training_flops", flops, kv_fraction=fraction)
+        labels = flops_labels(self.model)
+        writer.add("train", "training_flops", flops, kv_fraction=fraction, labels=labels)
         writer.add("train", LABEL, self.settings.learning_rate)
         writer.add("train", "tokens_per_second", tokens / self.clock.seconds)
         writer.add("train", "wall_seconds", self.clock.seconds)
@@ -339,7 +345,7 @@ class Trainer:
         flops = TRAINING_PASSES * per_sequence * self.settings.batch_size
         share = model_flops_utilisation(flops, step_seconds, device_name(self.job.device.type))
         if share is not None:
-            writer.add("train", "mfu_fraction", share)
+            writer.add("train", "mfu_fraction", share, labels=flops_labels(self.model))
 
     def discard_state(self) -> None:
         """Remove the resumable state of a run whose outputs are written."""

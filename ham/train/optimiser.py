@@ -14,11 +14,12 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the model's parameters.
 
     Matrices decay; vectors (norm gains, biases, decay rates of the recurrences), the weights of the
-    short convolutions and null keys do not.
+    short convolutions and null keys do not, nor does what a library marks `_no_weight_decay`.
     """
     decayed, free = [], []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and not name.endswith(("conv.weight_WC", "sink_HK"))
+        matrix = matrix and not getattr(parameter, "_no_weight_decay", False)
         (decayed if matrix else free).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ham.config import TrainConfig
-from ham.errors import DeviceError
+from ham.errors import DeviceError, UnusableModelError
 from ham.kernels.sdpa import fastest_first
-from ham.model.decoder import DecoderLM
+from ham.model.language_model import LanguageModel
 from ham.model.mixer import MixerAux
 from ham.model.precision import precision_context
-from ham.train.compiled import CompiledLoss
+from ham.train.compiled import LossFunction, compiled_loss
 from ham.train.optimiser import make_capturable, set_learning_rate
 
 COMPILED_STEPS = 3
@@ -76,7 +76,9 @@ class OptimiserStep:
         DeviceError: If a graph was asked for by name and cannot be had; at the latest from a step.
     """
 
-    def __init__(self, model: DecoderLM, optimiser: torch.optim.Optimizer, settings: TrainConfig):
+    def __init__(
+        self, model: LanguageModel, optimiser: torch.optim.Optimizer, settings: TrainConfig
+    ):
         self.model = model
         self.optimiser = optimiser
         self.settings = settings
@@ -87,7 +89,7 @@ class OptimiserStep:
             raise DeviceError(f"train.launch 'cuda_graph' needs a CUDA device, not {model.device}")
         self._wants_graph = settings.launch != "eager" and on_gpu
         self._plain_steps = 0
-        self._compiled = CompiledLoss(model) if settings.compile else None
+        self._compiled = compiled_loss(model) if settings.compile else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._result: StepResult | None = None
@@ -135,7 +137,7 @@ class OptimiserStep:
         try:
             with torch.cuda.graph(graph):
                 self._result = self._step(self._inputs, self._compiled)
-        except RuntimeError as error:
+        except (RuntimeError, UnusableModelError) as error:
             self._refuse(str(error))
             return
         self._graph, self.launch_mode = graph, "cuda_graph"
@@ -146,7 +148,7 @@ class OptimiserStep:
             raise DeviceError(reason)
         self._wants_graph, self.note = False, reason
 
-    def _step(self, batch: list[Tensor], compiled: CompiledLoss | None) -> StepResult:
+    def _step(self, batch: list[Tensor], compiled: LossFunction | None) -> StepResult:
         self.optimiser.zero_grad(set_to_none=True)
         parts = self.settings.accumulate
         device = self.model.device

@@ -8,6 +8,7 @@ documents in a token shard; it stands for no bytes, so that bits per byte compar
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -16,11 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from ham.errors import ConfigError, CorruptFileError, MissingDataError, unknown_choice
-from ham.files import write_text
+from ham.files import read_json, write_text
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 BPE_NAME = "bpe-4096"
+OWN_NAME = "own"
+"""The `tokenizer.json` beside the weights of a model that was trained elsewhere."""
+
 BPE_VOCABULARY_SIZE = 4096
 
 _END_OF_TEXT_SPELLINGS = (
@@ -31,6 +36,10 @@ _END_OF_TEXT_SPELLINGS = (
     "<|im_end|>",
     "[SEP]",
 )
+
+
+_SPACE = "\u2581"
+_LONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(ABC):
@@ -45,6 +54,8 @@ class Tokenizer(ABC):
     name: str
     vocabulary_size: int
     end_of_text: int
+    definition: str = ""
+    """Content of its `tokenizer.json`; empty where there is none."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -103,17 +114,18 @@ class VocabularyTokenizer(Tokenizer):
     Args:
         name: What a configuration calls it.
         definition: Content of a `tokenizer.json`.
+        end_of_text: Spelling of the token that ends a text; the first of the usual ones when None.
 
     Raises:
         ConfigError: If it has no token that ends a text.
         ValueError: If `definition` is not a tokenizer.
     """
 
-    def __init__(self, name: str, definition: str):
+    def __init__(self, name: str, definition: str, end_of_text: str | None = None):
         from tokenizers import Tokenizer as Library
 
         self.name = name
-        self._definition = definition
+        self.definition = definition
         try:
             self._library = Library.from_str(definition)
         except Exception as error:  # the library raises bare Exception for any fault
@@ -122,12 +134,13 @@ class VocabularyTokenizer(Tokenizer):
         self._library.no_truncation()
         self._library.no_padding()
         self.vocabulary_size = self._library.get_vocab_size()
-        found = (self._library.token_to_id(spelling) for spelling in _END_OF_TEXT_SPELLINGS)
-        end_of_text = next((number for number in found if number is not None), None)
-        if end_of_text is None:
-            known = ", ".join(_END_OF_TEXT_SPELLINGS)
+        spellings = _END_OF_TEXT_SPELLINGS if end_of_text is None else (end_of_text,)
+        found = (self._library.token_to_id(spelling) for spelling in spellings)
+        number = next((number for number in found if number is not None), None)
+        if number is None:
+            known = ", ".join(spellings)
             raise ConfigError(f"tokenizer {name!r} has no end-of-text token; looked for {known}")
-        self.end_of_text = end_of_text
+        self.end_of_text = number
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of `text`, without special tokens."""
@@ -143,24 +156,34 @@ class VocabularyTokenizer(Tokenizer):
         return self._library.decode([int(token) for token in ids], skip_special_tokens=True)
 
     def count_bytes(self, ids: Iterable[int]) -> int:
-        """UTF-8 bytes that these tokens stand for; exact for byte-level vocabularies."""
+        """UTF-8 bytes that these tokens stand for; exact where each token spells its bytes.
+
+        Those are byte-level vocabularies and those of SentencePiece, which write a space as U+2581.
+        """
         if self._bytes_per_token is None:
             return len(self.decode(ids).encode("utf-8"))
         return int(self._bytes_per_token[_array(ids)].sum())
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`."""
-        write_text(Path(folder) / TOKENIZER_FILE, self._definition)
+        write_text(Path(folder) / TOKENIZER_FILE, self.definition)
 
     @cached_property
     def _bytes_per_token(self) -> np.ndarray | None:
-        """Bytes of every token, or None where a token alone does not say (not byte-level)."""
-        if '"ByteLevel"' not in json.dumps(json.loads(self._definition).get("decoder")):
+        """Bytes of every token, or None where a token alone does not say."""
+        decoder = json.dumps(json.loads(self.definition).get("decoder"), ensure_ascii=False)
+        if '"ByteLevel"' in decoder:
+            # Each byte is spelled as one character; added tokens are plain text.
+            size_of = len
+        elif _SPACE in decoder:
+            size_of = _sentencepiece_bytes
+        else:
             return None
-        # A byte-level vocabulary spells each byte as one character; added tokens are plain text.
-        sizes = np.zeros(self.vocabulary_size, dtype=np.int64)
-        for token, number in self._library.get_vocab(with_added_tokens=True).items():
-            sizes[number] = len(token)
+        numbers = self._library.get_vocab(with_added_tokens=True)
+        # Numbers may have gaps, so the largest can lie beyond the size of the vocabulary.
+        sizes = np.zeros(max(numbers.values()) + 1, dtype=np.int64)
+        for token, number in numbers.items():
+            sizes[number] = size_of(token)
         for number, token in self._library.get_added_tokens_decoder().items():
             sizes[number] = 0 if token.special else len(token.content.encode("utf-8"))
         sizes[self.end_of_text] = 0
@@ -201,7 +224,7 @@ def load_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
     """The tokenizer of that name.
 
     Args:
-        name: `byte`, `bpe-4096` or `hub:NAME`.
+        name: `byte`, `bpe-4096`, `hub:NAME`, or `own` for the file beside a model's weights.
         folder: Data or checkpoint folder that holds `tokenizer.json`. `bpe-4096` needs it; a hub
             tokenizer is read from it, without the network, if the file is there.
 
@@ -213,19 +236,34 @@ def load_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
     if name == ByteTokenizer.name:
         return ByteTokenizer()
     file = None if folder is None else Path(folder) / TOKENIZER_FILE
-    if name != BPE_NAME and not name.startswith("hub:"):
+    if name not in (BPE_NAME, OWN_NAME) and not name.startswith("hub:"):
         raise unknown_choice("tokenizer", name, ("byte", BPE_NAME, "hub:NAME"))
     if file is not None and file.exists():
+        end_of_text = _declared_end(file.parent) if name == OWN_NAME else None
         try:
-            return VocabularyTokenizer(name, file.read_text(encoding="utf-8"))
+            return VocabularyTokenizer(name, file.read_text(encoding="utf-8"), end_of_text)
         except ValueError as error:
             raise CorruptFileError(f"{file} is not a tokenizer: {error}") from error
+    if name == OWN_NAME:
+        raise MissingDataError(f"{file or TOKENIZER_FILE} does not exist")
     if name == BPE_NAME:
         raise MissingDataError(
             f"tokenizer {BPE_NAME} is trained by `ham prepare`; "
             f"{file or TOKENIZER_FILE} does not exist"
         )
     return VocabularyTokenizer(name, _download(name.removeprefix("hub:")))
+
+
+def _declared_end(folder: Path) -> str | None:
+    """The end-of-text token that `tokenizer_config.json` declares, if there is such a file."""
+    path = folder / TOKENIZER_CONFIG_FILE
+    declared = read_json(path).get("eos_token") if path.exists() else None
+    return declared.get("content") if isinstance(declared, dict) else declared
+
+
+def _sentencepiece_bytes(token: str) -> int:
+    """Bytes of a token that writes a space as U+2581 and a lone byte as `<0xNN>`."""
+    return 1 if _LONE_BYTE.fullmatch(token) else len(token.replace(_SPACE, " ").encode("utf-8"))
 
 
 def _array(ids: Iterable[int]) -> np.ndarray:

@@ -20,6 +20,7 @@ class UniformModel(torch.nn.Module):
     """Gives every token the same probability; it prefers token 0 by the order of the ids."""
 
     routes = False
+    library = None
     device = torch.device("cpu")
 
     def __init__(self, vocabulary_size: int = 257, context: int = 4096, max_positions: int = 8192):

@@ -30,7 +30,7 @@ EVICTED = {"name": "evicted", "checkpoint_of": "transformer", "eviction": SNAPKV
 PARTS: dict[str, Any] = {
     "language_modelling": {"tokens": 256, "contexts": [128], "position_bins": 2},
     "lm_eval": None,
-    "needle": {"lengths": [200], "depths": [0.5], "samples": 1},
+    "needle": {"tasks": ["niah_single_1"], "lengths": [488], "depths": [0.5], "samples": 1},
     "recall": None,
     "dial": {"fractions": [0.5], "tokens": 256},
 }
@@ -164,8 +164,8 @@ def test_an_evicted_arm_is_evaluated_as_any_other(run, tmp_path: Path) -> None:
     assert found["bits_per_byte"].parameters == whole["bits_per_byte"].parameters
     assert found["bits_per_byte"].value != whole["bits_per_byte"].value
     (needle,) = [row for row in rows["evicted"] if row.metric == "answer_loss_nats"]
-    # 200 tokens end between two evictions: 48 of 192, and the 8 read since.
-    assert needle.kv_fraction == pytest.approx((48 + 8) / 200)
+    # 488 tokens end between two evictions: 120 of 480, and the 8 read since.
+    assert needle.kv_fraction == pytest.approx((120 + 8) / 488)
 
 
 def test_an_evicted_arm_is_measured_without_a_training_step(run, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ TEXTS = [
 def with_begin_of_text() -> VocabularyTokenizer:
     """Like many tokenizers of the hub: encoding adds a special token unless told not to."""
     trained = train_bpe(TEXTS * 20, vocabulary_size=300)
-    definition = Library.from_str(trained._definition)
+    definition = Library.from_str(trained.definition)
     definition.post_processor = TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, trained.end_of_text)]
     )

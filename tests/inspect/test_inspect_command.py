@@ -237,6 +237,7 @@ def test_layers_that_do_not_route_are_left_out():
         return SimpleNamespace(aux=[MixerAux(), routed])
 
     model.blocks, model.device = [block(False), block(True)], torch.device("cpu")
+    model.routing_layers = [1]
     (trace,) = trace_layers(model, [1, 2, 3, 4])
     assert trace.layer == 1
     assert trace.kept_T.tolist() == [0, 0, 1, 1]

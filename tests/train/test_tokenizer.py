@@ -76,7 +76,7 @@ def test_byte_tokenizer_numbers() -> None:
 
 def test_bpe_training_is_deterministic_and_merges(bpe) -> None:
     again = train_bpe(reversed(TEXTS), vocabulary_size=300)
-    assert again._definition == bpe._definition
+    assert again.definition == bpe.definition
     assert bpe.vocabulary_size == 300
     assert len(bpe.encode(TEXTS[0])) < 0.9 * len(TEXTS[0])
 
@@ -93,7 +93,7 @@ def test_saved_tokenizer_loads(bpe, tmp_path) -> None:
 
 
 def test_truncation_of_a_hub_tokenizer_is_ignored(bpe) -> None:
-    definition = json.loads(bpe._definition)
+    definition = json.loads(bpe.definition)
     definition["truncation"] = {
         "direction": "Right",
         "max_length": 4,
@@ -122,6 +122,6 @@ def test_a_damaged_tokenizer_file_is_refused(tmp_path, content) -> None:
 
 
 def test_a_tokenizer_without_an_end_is_refused(bpe) -> None:
-    definition = bpe._definition.replace(END_OF_TEXT, "<|other|>")
+    definition = bpe.definition.replace(END_OF_TEXT, "<|other|>")
     with pytest.raises(ConfigError, match=r"no end-of-text token; looked for <\|endoftext\|>"):
         VocabularyTokenizer("hub:no-end", definition)

@@ -38,7 +38,7 @@ CONFIG_FILE = f"{RUN}/config.yaml"
 REPORT = report_folder(CONFIG)
 JOB = f"{RUN}/models/{{arm}}/seed{{seed}}"
 LOG = f"{RUN}/logs/{{arm}}/seed{{seed}}"
-MIXERS = {arm.name: arm.mixers for arm in CONFIG.arms}
+CODE = {arm.name: arm.code for arm in CONFIG.arms}
 TRAINED = "|".join(re.escape(arm.name) for arm in CONFIG.arms if arm.trained)
 GPU = gpus_per_job(CONFIG)
 FULL = CONFIG.scale == "full"

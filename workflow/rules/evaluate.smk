@@ -22,7 +22,7 @@ rule evaluate:
         runtime="12h" if FULL else "30m",
     params:
         file=CONFIG_FILE,
-        code=lambda wildcards: stage_fingerprint("evaluate", MIXERS[wildcards.arm]),
+        code=lambda wildcards: stage_fingerprint("evaluate", CODE[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "evaluate", wildcards.arm),
         data=subpath(input.data, parent=True),
     message:

@@ -22,7 +22,7 @@ rule inspect:
         runtime="30m",
     params:
         file=CONFIG_FILE,
-        code=lambda wildcards: stage_fingerprint("inspect", MIXERS[wildcards.arm]),
+        code=lambda wildcards: stage_fingerprint("inspect", CODE[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "inspect", wildcards.arm),
         data=subpath(input.data, parent=True),
         device=CONFIG.device,

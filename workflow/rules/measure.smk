@@ -18,7 +18,7 @@ rule measure:
         runtime="4h" if FULL else "30m",
     params:
         file=CONFIG_FILE,
-        code=lambda wildcards: stage_fingerprint("measure", MIXERS[wildcards.arm]),
+        code=lambda wildcards: stage_fingerprint("measure", CODE[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "measure", wildcards.arm),
         data=subpath(input.data, parent=True),
     message:

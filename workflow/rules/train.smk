@@ -22,7 +22,7 @@ rule train:
         runtime="24h" if FULL else "30m",
     params:
         file=CONFIG_FILE,
-        code=lambda wildcards: stage_fingerprint("train", MIXERS[wildcards.arm]),
+        code=lambda wildcards: stage_fingerprint("train", CODE[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "train", wildcards.arm),
         data=subpath(input.data, parent=True),
         folder=subpath(output.checkpoint, parent=True),
@@ -59,7 +59,7 @@ rule tuning_run:
         runtime="24h" if FULL else "30m",
     params:
         file=CONFIG_FILE,
-        code=lambda wildcards: stage_fingerprint("train", MIXERS[wildcards.arm]),
+        code=lambda wildcards: stage_fingerprint("train", CODE[wildcards.arm]),
         config=lambda wildcards: stage_hash(CONFIG, "train", wildcards.arm),
         data=subpath(input.data, parent=True),
         folder=subpath(output.rows, parent=True),
