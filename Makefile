@@ -47,7 +47,7 @@ bench: $(STAMP) ## Verify and time every kernel provider on this machine
 bench-check: $(STAMP) ## Has an operation become slower than the baseline of this device?
 	$(BIN)/python -m pytest kernels/benchmarks
 
-bench-baseline: $(STAMP) ## Store the speeds of this device as its baseline; leave it alone meanwhile
+bench-baseline: $(STAMP) ## Store the speeds that the baseline of this device lacks; leave it alone meanwhile
 	$(BIN)/python -m pytest kernels/benchmarks --store-baseline
 
 published: $(STAMP) ## Make reports/published again from results/published

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,10 +14,10 @@ from torch import Tensor
 from ham.kernels.convolved_heads.cases import ConvolvedHeadsCase
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase
 from ham.kernels.gated_sum.cases import GatedSumCase
-from ham.kernels.registry import Operation
+from ham.kernels.registry import Operation, find_operation
 from ham.kernels.routed_attention.cases import RoutedAttentionCase
 from ham.kernels.ssd.cases import SsdCase
-from ham.kernels.verify import SEED, Case, name_outputs
+from ham.kernels.verify import SEED, Case, Comparison, compare, name_outputs, verify_cases
 
 # Changing a size makes the stored baselines of that operation useless.
 SIZES: Mapping[str, Mapping[str, Case]] = {
@@ -40,6 +42,7 @@ MODES = ("forward", "forward_backward")
 # Side of the square matrices and bytes copied. On an H100 at its peaks of 989 TFLOP/s and 3.35 TB/s
 # that is 0.14 + 0.16 ms.
 CONTROL = {"cpu": (768, 16 << 20), "cuda": (4096, 256 << 20)}
+CHUNK = 64
 
 Action = Callable[[], object]
 
@@ -60,11 +63,62 @@ def make_control(device: torch.device) -> Action:
     return control
 
 
+def check_case(name: str, device_type: str) -> Case:
+    """The verification case on which a provider is compared before it is timed.
+
+    On a CPU the longest. On a GPU, where the truth step by step is slow, the shortest that is
+    longer than a chunk and has what the timed size has (a rotation, no initial state, ...).
+    """
+    cases = verify_cases(name)
+    if device_type == "cpu":
+        return max(cases, key=lambda case: case.time)
+    wanted = _features(SIZES[device_type][name])
+    alike = [case for case in cases if case.time > CHUNK and _features(case) == wanted]
+    return min(alike, key=lambda case: case.time)
+
+
+def _features(case: Case) -> dict[str, object]:
+    """What is not a number: switches, kinds of gates, lengths of sequences."""
+    return {
+        name: value
+        for name, value in asdict(case).items()
+        if isinstance(value, bool) or not isinstance(value, int | float)
+    }
+
+
+@lru_cache
+def checked(name: str, provider: str, device: torch.device) -> Comparison:
+    """A provider compared with the reference, once for all modes."""
+    case = check_case(name, device.type)
+    return compare(find_operation(name), provider, case, torch.float32, device)
+
+
+@lru_cache(maxsize=1)
+def timed_inputs(name: str, device: torch.device) -> dict[str, Any]:
+    """Inputs at the size of this device, shared by the modes of an operation.
+
+    Values for a GPU are those of the first sequence, repeated there: drawing all of them on the
+    host, in float64 so that devices agree, took longer than everything that is timed.
+    """
+    case = SIZES[device.type][name]
+    if device.type == "cpu":
+        return case.inputs(DTYPES[device.type], device, SEED)
+    one = replace(case, batch=1).inputs(DTYPES[device.type], device, SEED)
+    return {name: _repeated(name, value, case.batch) for name, value in one.items()}
+
+
+def _repeated(name: str, value: Any, batch: int) -> Any:
+    """A tensor whose name says that its first axis is B, that many times; others as they are."""
+    if isinstance(value, Tensor) and name.rpartition("_")[2].startswith("B"):
+        return value.repeat(batch, *[1] * (value.ndim - 1))
+    return value
+
+
 def make_call(operation: Operation, provider: str, mode: str, device: torch.device) -> Action:
-    """One call of a provider at the size of this device; inputs are made here, once."""
-    inputs = SIZES[device.type][operation.name].inputs(DTYPES[device.type], device, SEED)
+    """One call of a provider at the size of this device."""
+    inputs = timed_inputs(operation.name, device)
     leaves = {
-        name: value.requires_grad_(mode != "forward")
+        name: value.detach().requires_grad_(mode != "forward")
         for name, value in inputs.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }

@@ -19,10 +19,10 @@ from ham.kernels.regression_workloads import (
     PROVIDERS,
     SIZES,
     Stopwatch,
+    checked,
     make_call,
     make_control,
 )
-from ham.kernels.verify import compare, verify_cases
 
 ROUNDS = 30
 WARM_UP = 3
@@ -40,13 +40,16 @@ def test_speed(name: str, provider: str, mode: str, benchmark: Any, records: Any
     if provider not in operation.providers or not operation.providers[provider].available(device):
         pytest.skip(f"{name} has no provider {provider!r} on {device.type}")
     before = records.baseline.get(test)
-    if not records.store and (before is None or before.size != size):
+    known = before is not None and before.size == size
+    if records.store and known and not records.overwrite:
+        pytest.skip(f"{records.path.name} has {test}; --overwrite-baseline measures it again")
+    if not records.store and not known:
         pytest.skip(
             f"no baseline for this device: {records.path.name} lacks {test} at {size}; "
             "store one on a quiet machine with `make bench-baseline`"
         )
-    longest = max(verify_cases(name), key=lambda case: case.time)
-    check = compare(operation, provider, longest, torch.float32, device)
+    check = checked(name, provider, device)
+    assert check.refused is None, f"not compared, so not timed: {check.refused}"
     assert check.passed, f"wrong, so not timed: error {check.worst:.1e} on {check.case}"
 
     control = make_control(device)
@@ -57,7 +60,7 @@ def test_speed(name: str, provider: str, mode: str, benchmark: Any, records: Any
     )
     rounds = [watch.times_ms[-ROUNDS:] for watch in (kernel, earlier, later)]
     now = summarise(size, *rounds)
-    records.measured[test] = now
+    records.keep(test, now)
     benchmark.extra_info.update(ratio=now.ratio, control_ms=now.control_ms)
     if records.store:
         return

@@ -66,8 +66,9 @@ def convolved_heads(
     check_arguments(x_BTC, weight_WC, heads, key_size, q_gain_K, k_gain_K, rotation, history_BWC)
     arguments = {
         "x_BTC": x_BTC,
-        "key_size": key_size,
+        "weight_WC": weight_WC,
         "heads": heads,
+        "key_size": key_size,
         "rotation": rotation,
         "history_BWC": history_BWC,
     }
@@ -91,6 +92,8 @@ register_operation(
         TRITON,
         triton,
         triton_available,
-        limits=limits_of(check_limits, "x_BTC", "heads", "key_size", "rotation", "history_BWC"),
+        limits=limits_of(
+            check_limits, "x_BTC", "weight_WC", "heads", "key_size", "rotation", "history_BWC"
+        ),
     ),
 )

@@ -16,9 +16,11 @@ from ham.kernels.convolved_heads.triton_kernels import (
 )
 from ham.kernels.triton_launch import launch
 
-# Elements of half a head that a program holds at a time: 8 a thread of 4 warps.
+# Elements of half a head that a program holds at a time: 8 a thread of 4 warps, 4 in the gradient,
+# which holds 2 W + 2 sums over them as well and would spill 464 bytes with 8.
 HALF_BLOCK = 1024
-SEGMENT_TOKENS = 256
+GRADIENT_HALF_BLOCK = 512
+SEGMENT_TOKENS = 512
 INPUT_BLOCK = (16, 128)
 WARPS = 4
 
@@ -60,10 +62,10 @@ def tables(cos: Tensor | None, sin: Tensor | None) -> Tables:
     return Tables(cos.contiguous(), sin.contiguous(), cos[0].numel() if cos.ndim == 3 else 0)
 
 
-def block_sizes(size: int) -> tuple[int, int]:
-    """Tokens of a block and padded half of a head of this size."""
+def block_sizes(size: int, elements: int) -> tuple[int, int]:
+    """Tokens of a block of so many elements, and padded half of a head of this size."""
     half = max(triton.next_power_of_2(triton.cdiv(size, 2)), 8)
-    return max(HALF_BLOCK // half, 8), half
+    return elements // half, half
 
 
 def maps(
@@ -79,7 +81,7 @@ def maps(
     recurrent: list[Tensor] = []
     attention: list[Tensor | None] = []
     for (first, size, unit), gain_K in zip(layout.parts, (*gains, None), strict=True):
-        tokens, half = block_sizes(size)
+        tokens, half = block_sizes(size, HALF_BLOCK)
         shape = (batch, length, layout.heads, size)
         recurrent.append(x_BTC.new_empty(shape))
         attention.append(None if gain_K is None else x_BTC.new_empty(shape))
@@ -137,7 +139,7 @@ def gradients(
     dgains: list[Tensor | None] = []
     per_part = zip(layout.parts, (*gains, None), drecurrent, (*dattention, None), strict=True)
     for (first, size, unit), gain_K, dr_BTHD, da_BTHD in per_part:
-        tokens, half = block_sizes(size)
+        tokens, half = block_sizes(size, GRADIENT_HALF_BLOCK)
         dgain_SHK = None
         if gain_K is not None:
             dgain_SHK = torch.empty(batch * segments, layout.heads, size, **wide)
@@ -165,7 +167,6 @@ def gradients(
             BT=tokens,
             BD=half,
             STEPS=SEGMENT_TOKENS // tokens,
-            BW=triton.next_power_of_2(width),
             EPSILON=EPSILON,
             UNIT=unit,
             num_warps=WARPS,

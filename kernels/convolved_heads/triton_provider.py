@@ -17,11 +17,13 @@ from ham.kernels.triton_target import interpreting
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_HEAD = 256
+LARGEST_WIDTH = 4
 LARGEST_GRID = 65535
 
 
 def check_limits(
     x_BTC: Tensor,
+    weight_WC: Tensor,
     heads: int,
     key_size: int,
     rotation: Rotation | None = None,
@@ -38,6 +40,11 @@ def check_limits(
         raise ConfigError(
             f"provider 'triton' takes even head sizes up to {LARGEST_HEAD}, not K = {key_size}, "
             f"V = {value_size}"
+        )
+    if weight_WC.shape[0] > LARGEST_WIDTH:
+        raise ConfigError(
+            f"provider 'triton' takes convolutions of up to {LARGEST_WIDTH} tokens, not "
+            f"{weight_WC.shape[0]}"
         )
     if max(x_BTC.shape[0], heads) > LARGEST_GRID or x_BTC[0].numel() >= 2**31:
         raise ConfigError(
@@ -206,7 +213,7 @@ def triton(
     Raises:
         ConfigError: For dtypes, sizes and gradients that the kernels lack.
     """
-    check_limits(x_BTC, heads, key_size, rotation, history_BWC)
+    check_limits(x_BTC, weight_WC, heads, key_size, rotation, history_BWC)
     cos, sin = (None, None) if rotation is None else rotation
     tensors = (x_BTC, weight_WC, q_gain_K, k_gain_K, cos, sin, history_BWC)
     if traced(*tensors):

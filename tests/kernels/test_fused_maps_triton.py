@@ -24,6 +24,9 @@ SMALL = [
     ("convolved_heads", ConvolvedHeadsCase(1, 65, 2, 16, 32, attention=False)),
     ("convolved_heads", ConvolvedHeadsCase(1, 3, 1, 16, 24, width=3)),
     ("gated_sum", GatedSumCase(2, 33, 3, 24)),
+    # Longer than a segment of the gradient.
+    ("convolved_heads", ConvolvedHeadsCase(1, 582, 1, 16, 24, width=3)),
+    ("convolved_heads", ConvolvedHeadsCase(1, 513, 1, 24, 16, width=1)),
 ]
 LARGE = [
     *(("convolved_heads", case) for case in HEAD_CASES),
@@ -42,6 +45,13 @@ def name(value: object) -> str:
 def test_outputs_and_gradients(operation: str, case: Case) -> None:
     found = compare(find_operation(operation), "triton", case, torch.float32, DEVICE)
     assert found.refused is None and found.passed, found.errors
+
+
+def test_cases_reach_into_a_second_segment() -> None:
+    from ham.kernels.convolved_heads.triton_launch import SEGMENT_TOKENS
+
+    widths = {case.width for _, case in SMALL[4:] if case.time > SEGMENT_TOKENS}
+    assert widths == {1, 3}
 
 
 @pytest.mark.gpu
@@ -109,6 +119,12 @@ def test_what_the_kernels_lack_is_said() -> None:
     history = torch.zeros(1, 3, x_BTC.shape[-1], device=DEVICE)
     with pytest.raises(ConfigError, match="no gradient with a history"):
         convolved_heads(x_BTC, **inputs, history_BWC=history, provider="triton")
+    wide = torch.ones(5, x_BTC.shape[-1], device=DEVICE)
+    with pytest.raises(ConfigError, match="up to 4 tokens, not 5"):
+        convolved_heads(x_BTC, **{**inputs, "weight_WC": wide}, provider="triton")
+    fused = find_operation("convolved_heads").providers["triton"]
+    assert "up to 4 tokens" in fused.refusal({**inputs, "x_BTC": x_BTC, "weight_WC": wide})
+    assert fused.refusal({**inputs, "x_BTC": x_BTC}) is None
     with pytest.raises(ConfigError, match="float64"):
         convolved_heads(x_BTC.double(), **inputs, provider="triton")
     with pytest.raises(ValueError, match="belong together"):

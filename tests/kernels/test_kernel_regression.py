@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ham.errors import CorruptFileError
+from ham.kernels import regression_workloads
 from ham.kernels.registry import operations
 from ham.kernels.regression import (
     Measurement,
@@ -23,10 +24,27 @@ from ham.kernels.regression import (
     summarise,
     write_baseline,
 )
-from ham.kernels.regression_workloads import MODES, PROVIDERS, SIZES, Stopwatch, make_control
+from ham.kernels.regression_workloads import (
+    CHUNK,
+    MODES,
+    PROVIDERS,
+    SIZES,
+    Stopwatch,
+    check_case,
+    make_control,
+    timed_inputs,
+)
+from ham.kernels.verify import SEED, verify_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
+DIES_EARLY = """
+import os
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and report.passed:
+        os._exit(9)
+"""
 
 
 def measure(seed: int, *, kernel: float = 10.0, spread: float, drift: float = 1.0) -> Measurement:
@@ -102,22 +120,82 @@ def test_stopwatch_keeps_one_time_per_call() -> None:
     assert len(watch.times_ms) == 2 and min(watch.times_ms) > 0
 
 
+def run_suite(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "kernels/benchmarks", "-p", "no:cacheprovider"]
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": paths,
+    }
+    return subprocess.run(
+        [*command, "--baselines", str(folder), *options],
+        cwd=ROOT,
+        env={name: text for name, text in environment.items() if "PYTEST" not in name},
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_suite_fails_for_the_slower_and_skips_without_a_baseline(tmp_path: Path) -> None:
     size = SIZES["cpu"]["ssd"].name
     stored = Measurement(size, 0.01, 0.009, 0.011, 0.1, 10.0, 30)
     write_baseline(baseline_path(CPU, tmp_path), {"ssd-torch-forward": stored})
-    command = [sys.executable, "-m", "pytest", "kernels/benchmarks", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment = {name: text for name, text in environment.items() if "PYTEST" not in name}
-    run = subprocess.run(
-        [*command, "--baselines", str(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    run = run_suite(tmp_path)
     assert run.returncode == 1, run.stdout
     assert "slower  ssd-torch-forward: " in run.stdout
     others = len(SIZES["cpu"]) * len(MODES) - 1
     assert f"1 failed, {others} skipped" in run.stdout
     assert "store one on a quiet machine with `make bench-baseline`" in run.stdout
+
+
+def test_storing_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    """What is stored at this size is skipped, the rest measured and stored before the next."""
+    outdated, lacking = (f"gated_sum-torch-{mode}" for mode in MODES)
+    path = baseline_path(CPU, tmp_path)
+    stored = {
+        f"{name}-torch-{mode}": Measurement(case.name, 1.5, 1.0, 2.0, 1.0, 1.0, 30)
+        for name, case in SIZES["cpu"].items()
+        for mode in MODES
+    }
+    del stored[lacking]
+    write_baseline(path, {**stored, outdated: replace(stored[outdated], size="B1")})
+    (tmp_path / "dies_early.py").write_text(DIES_EARLY)
+    killed = run_suite(tmp_path, "--store-baseline", "-p", "dies_early")
+    assert killed.returncode == 9, killed.stdout
+    after = read_baseline(path)
+    assert after.pop(outdated).size == stored.pop(outdated).size
+    assert after == stored
+
+
+def test_overwriting_needs_storing(tmp_path: Path) -> None:
+    run = run_suite(tmp_path, "--overwrite-baseline")
+    assert run.returncode == 4
+    assert "--overwrite-baseline needs --store-baseline" in run.stderr
+
+
+def test_providers_are_checked_on_a_case_like_the_timed_one() -> None:
+    for name in SIZES["cuda"]:
+        case = check_case(name, "cuda")
+        assert case in verify_cases(name) and case.time > CHUNK
+        assert case.time < max(each.time for each in verify_cases(name))
+    assert check_case("convolved_heads", "cuda").rotated
+    assert check_case("ssd", "cpu").time == 512
+
+
+def test_inputs_for_a_gpu_are_one_sequence_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the right shapes; on the CPU all of them are drawn, as in the stored baselines."""
+    meant = torch.device("meta")
+    for name in SIZES["cuda"]:
+        small = replace(SIZES["cuda"][name], batch=3, time=5, heads=2)
+        monkeypatch.setitem(regression_workloads.SIZES, "meta", {name: small})
+        monkeypatch.setitem(regression_workloads.DTYPES, "meta", torch.bfloat16)
+        made, drawn = timed_inputs(name, meant), small.inputs(torch.bfloat16, meant, 0)
+        assert made.keys() == drawn.keys()
+        for key, value in drawn.items():
+            if isinstance(value, torch.Tensor):
+                assert (made[key].shape, made[key].dtype) == (value.shape, value.dtype), key
+    case = SIZES["cpu"]["gated_sum"]
+    expected = case.inputs(torch.float32, CPU, SEED)
+    assert all(torch.equal(timed_inputs("gated_sum", CPU)[key], expected[key]) for key in expected)
