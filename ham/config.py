@@ -155,6 +155,10 @@ class ArmConfig(Strict):
         default=None,
         description="Training steps in place of train.steps, for arms at equal FLOPs.",
     )
+    seeds: Annotated[list[NonNegative], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Instead of the experiment's seeds, e.g. more for an arm that a claim rests on.",
+    )
     checkpoint_of: str | None = Field(
         default=None,
         description="Instead of training, take the weights of this arm, a plain transformer.",
@@ -383,6 +387,16 @@ class MeasureConfig(Strict):
     warmup: NonNegative = 2
 
 
+class WorkflowConfig(Strict):
+    """How the pipeline runs its jobs; no number depends on it."""
+
+    jobs_per_process: Positive = Field(
+        default=1,
+        description="More than one: so many consecutive jobs share a process (`ham batch`), and "
+        "with it the import of torch and what was compiled for their arm.",
+    )
+
+
 class Config(Strict):
     """One experiment, from data to report."""
 
@@ -404,17 +418,20 @@ class Config(Strict):
     )
     evaluate: EvaluateConfig = EvaluateConfig()
     measure: MeasureConfig | None = MeasureConfig()
+    workflow: WorkflowConfig = WorkflowConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         names = [arm.name for arm in self.arms]
         if len(set(names)) != len(names):
             raise ValueError(f"arm names must differ; received {names}")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must differ; received {self.seeds}")
-        if self.tuning is not None and self.tuning.seed in self.seeds:
+        for seeds in (self.seeds, *(arm.seeds for arm in self.arms if arm.seeds)):
+            if len(set(seeds)) != len(seeds):
+                raise ValueError(f"seeds must differ; received {seeds}")
+        if self.tuning is not None and self.tuning.seed in self.all_seeds:
             raise ValueError(
-                f"tuning.seed {self.tuning.seed} must not be one of the reported seeds {self.seeds}"
+                f"tuning.seed {self.tuning.seed} must not be one of the reported seeds "
+                f"{self.all_seeds}"
             )
         for index, arm in enumerate(self.arms):
             if arm.placement is not None:
@@ -445,6 +462,12 @@ class Config(Strict):
             raise ValueError(
                 f"{key}: eviction needs a plain transformer; arm {source.name!r} has mixer "
                 f"{source.mixer!r}{placed}; legal: mixer {EVICTABLE_MIXER!r} in every layer"
+            )
+        untrained = sorted(set(self.seeds_of(arm)) - set(self.seeds_of(source)))
+        if untrained:
+            raise ValueError(
+                f"{key}: arm {source.name!r} is not trained with seed {untrained[0]}; its seeds "
+                f"are {self.seeds_of(source)}"
             )
 
     def _lengths(self) -> list[tuple[str, int]]:
@@ -485,6 +508,15 @@ class Config(Strict):
         """How `arm` is trained: as all are, but for steps of its own."""
         own = {} if arm.steps is None else {"steps": arm.steps}
         return self.train.model_copy(update=own)
+
+    def seeds_of(self, arm: ArmConfig) -> list[int]:
+        """The seeds that are reported of `arm`."""
+        return self.seeds if arm.seeds is None else arm.seeds
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of any arm, in order."""
+        return sorted({seed for arm in self.arms for seed in self.seeds_of(arm)})
 
     @property
     def reference(self) -> ArmConfig:

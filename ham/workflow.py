@@ -27,6 +27,7 @@ STAGES = ("prepare", "tune", "train", "evaluate", "measure", "inspect", "report"
 SPLITS = ("train", "calibration", "validation", "test")
 RESULTS = "results/runs"
 REPORTS = "reports"
+CONFIG_COPY = "config.yaml"
 INSPECTED_MIXER = "ham"
 
 
@@ -68,12 +69,14 @@ def rows_files(config: Config) -> list[str]:
     rows = [
         f"{models}/{arm.name}/seed{seed}/{stage}.rows.jsonl"
         for arm in config.arms
-        for seed in config.seeds
+        for seed in config.seeds_of(arm)
         for stage in (["train", "evaluate"] if arm.trained else ["evaluate"])
     ]
     if config.measure:
-        seed = config.seeds[0]
-        rows += [f"{models}/{arm.name}/seed{seed}/measure.rows.jsonl" for arm in config.arms]
+        rows += [
+            f"{models}/{arm.name}/seed{config.seeds_of(arm)[0]}/measure.rows.jsonl"
+            for arm in config.arms
+        ]
     return rows + tuning_rows_files(config)
 
 
@@ -125,8 +128,11 @@ def failed_arms(config: Config) -> list[str]:
 
 def inspection_pages(config: Config) -> list[str]:
     """The pages of kept tokens that a report links: of the first HAM arm, or none."""
-    arms = [arm.name for arm in config.arms if arm.mixer == INSPECTED_MIXER]
-    return [f"{report_folder(config)}/inspect/{arm}-seed{config.seeds[0]}.html" for arm in arms[:1]]
+    arms = [arm for arm in config.arms if arm.mixer == INSPECTED_MIXER]
+    return [
+        f"{report_folder(config)}/inspect/{arm.name}-seed{config.seeds_of(arm)[0]}.html"
+        for arm in arms[:1]
+    ]
 
 
 def mixer_files(root: Path | None = None) -> dict[str, str]:
@@ -212,14 +218,15 @@ def _stage_values(config: Config, stage: str, arm: ArmConfig | None) -> dict[str
     if stage == "prepare":
         return {key: data[key] for key in ("source", "hub", "tokenizer")}
     if stage == "report":
-        return values
+        return {key: value for key, value in values.items() if key != "workflow"}
     assert arm is not None
-    own = {"arm": arm.model_dump(mode="json"), "device": config.device}
+    # More seeds of an arm leave those that it has as they are.
+    own = {"arm": arm.model_dump(mode="json", exclude={"seeds"}), "device": config.device}
     if stage == "tune":
         return {"arm": arm.name, "tuning": values["tuning"]}
     if stage == "train":
         tuned = {} if config.tuning is None else {"tuning": values["tuning"]}
-        reference = config.reference.model_dump(mode="json")
+        reference = config.reference.model_dump(mode="json", exclude={"seeds"})
         budget = reference if config.model.match_parameters else None
         return {
             **own,

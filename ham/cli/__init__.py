@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "measure",
+    "batch",
     "sweep",
     "inspect",
     "report",
