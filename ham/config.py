@@ -157,7 +157,7 @@ class ArmConfig(Strict):
     )
     seeds: Annotated[list[NonNegative], Field(min_length=1)] | None = Field(
         default=None,
-        description="Instead of the experiment's seeds, e.g. more for an arm that a claim rests on.",
+        description="In place of the experiment's seeds, e.g. more where a main claim rests on it.",
     )
     checkpoint_of: str | None = Field(
         default=None,

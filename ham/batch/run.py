@@ -155,8 +155,8 @@ def _require_working_gpu(task: Task) -> None:
         torch.cuda.synchronize()
     except RuntimeError as error:
         raise DeviceError(
-            f"{task.name} left the GPU unusable ({str(error).splitlines()[0]}); repeat the command: "
-            "finished jobs are kept"
+            f"{task.name} left the GPU unusable ({str(error).splitlines()[0]}); repeat the "
+            "command: finished jobs are kept"
         ) from error
 
 

@@ -130,7 +130,9 @@ class Tasks:
             return tuned_file(self.config, task.arm)[0]
         if task.stage == "inspect":
             return inspection_pages(self.config)[0]
-        return f"{run_folder(self.config)}/models/{task.arm}/seed{task.seed}/{task.stage}.rows.jsonl"
+        return (
+            f"{run_folder(self.config)}/models/{task.arm}/seed{task.seed}/{task.stage}.rows.jsonl"
+        )
 
     def files(self, task: Task) -> list[str]:
         """The result and the manifest beside it, where there is one."""
@@ -142,7 +144,11 @@ class Tasks:
         folder = f"{run_folder(self.config)}/logs/{task.arm}"
         if task.rate is not None:
             return f"{folder}/{TUNING}-lr{task.rate}.log"
-        return f"{folder}/tune.log" if task.seed is None else f"{folder}/seed{task.seed}/{task.stage}.log"
+        return (
+            f"{folder}/tune.log"
+            if task.seed is None
+            else f"{folder}/seed{task.seed}/{task.stage}.log"
+        )
 
     def command(self, task: Task) -> list[str]:
         """The arguments of `ham` that do this job alone."""
