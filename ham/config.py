@@ -65,6 +65,11 @@ class SkeletonConfig(Strict):
     layers: Positive = 2
     width: Positive = 128
     heads: Positive = 4
+    mlp_width: Positive | None = Field(
+        default=None,
+        description="Of the first trained arm; null: 8/3 of the width. The others' follows from "
+        "match_parameters.",
+    )
     max_positions: Positive = Field(
         default=8192, description="Longest sequence that any model may be asked to read."
     )
@@ -158,6 +163,11 @@ class ArmConfig(Strict):
     seeds: Annotated[list[NonNegative], Field(min_length=1)] | None = Field(
         default=None,
         description="In place of the experiment's seeds, e.g. more where a main claim rests on it.",
+    )
+    tuned_like: str | None = Field(
+        default=None,
+        description="With `tuning`: take the learning rate chosen for this earlier arm, one of the "
+        "same architecture, instead of trying the rates again.",
     )
     checkpoint_of: str | None = Field(
         default=None,
@@ -441,6 +451,8 @@ class Config(Strict):
                     raise ValueError(f"arms.{index}.placement ({arm.name}): {error}") from error
             if arm.checkpoint_of is not None:
                 self._check_checkpoint(index, arm)
+            if arm.tuned_like is not None:
+                self._check_tuned_like(index, arm)
         for key, length in self._lengths():
             if length > self.model.max_positions:
                 raise ValueError(
@@ -469,6 +481,16 @@ class Config(Strict):
                 f"{key}: arm {source.name!r} is not trained with seed {untrained[0]}; its seeds "
                 f"are {self.seeds_of(source)}"
             )
+
+    def _check_tuned_like(self, index: int, arm: ArmConfig) -> None:
+        legal = [one.name for one in self.arms[:index] if one.trained and not one.tuned_like]
+        if arm.tuned_like not in legal:
+            raise ValueError(
+                f"arms.{index}.tuned_like ({arm.name}): {arm.tuned_like!r} is not an earlier arm "
+                f"with a rate of its own; legal: {', '.join(legal) or 'none'}"
+            )
+        if not arm.trained:
+            raise ValueError(f"arms.{index}.tuned_like: arm {arm.name!r} is not trained")
 
     def _lengths(self) -> list[tuple[str, int]]:
         """Every sequence length that this configuration will ask a model to read."""
@@ -508,6 +530,10 @@ class Config(Strict):
         """How `arm` is trained: as all are, but for steps of its own."""
         own = {} if arm.steps is None else {"steps": arm.steps}
         return self.train.model_copy(update=own)
+
+    def tuned_as(self, arm: ArmConfig) -> ArmConfig:
+        """The arm whose learning rate `arm` is trained at: its own, or the one it names."""
+        return arm if arm.tuned_like is None else self.arm(arm.tuned_like)
 
     def seeds_of(self, arm: ArmConfig) -> list[int]:
         """The seeds that are reported of `arm`."""

@@ -96,7 +96,7 @@ def tuning_rows_files(config: Config, arm: str | None = None) -> list[str]:
         f"{tuning_folder(config, one.name, rate)}/tuning.rows.jsonl"
         for one in config.arms
         for rate in tuning_rates(config)
-        if one.trained and arm in (None, one.name)
+        if one.trained and one.tuned_like is None and arm in (None, one.name)
     ]
 
 
@@ -104,7 +104,8 @@ def tuned_file(config: Config, arm: str) -> list[str]:
     """The file with the learning rate that was chosen for an arm; none without tuning."""
     if config.tuning is None:
         return []
-    return [f"{run_folder(config)}/tuning/{arm}/chosen.json"]
+    source = config.tuned_as(config.arm(arm)).name
+    return [f"{run_folder(config)}/tuning/{source}/chosen.json"]
 
 
 def checkpoint_folder(config: Config, arm: str, seed: int | str) -> str:

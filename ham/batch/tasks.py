@@ -81,7 +81,7 @@ class Tasks:
 
     def _of_arm(self, arm: ArmConfig) -> list[Task]:
         tasks = []
-        if arm.trained and self.config.tuning is not None:
+        if arm.trained and arm.tuned_like is None and self.config.tuning is not None:
             seed = self.config.tuning.seed
             tasks += [Task("train", arm.name, seed, rate) for rate in tuning_rates(self.config)]
             tasks.append(Task("tune", arm.name))
@@ -101,7 +101,8 @@ class Tasks:
             return [other for other in self.all if other.rate and other.arm == task.arm]
         if task.stage == "train":
             tuned = self.config.tuning is not None and task.rate is None
-            return [Task("tune", task.arm)] if tuned else []
+            source = self.config.tuned_as(self.config.arm(task.arm)).name
+            return [Task("tune", source)] if tuned else []
         source = self.config.arm(task.arm).checkpoint_of or task.arm
         return [Task("train", source, task.seed)]
 
