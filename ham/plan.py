@@ -17,6 +17,13 @@ from ham.config import ArmConfig, Config, TrainConfig
 from ham.measure.cost import TRAINING_PASSES
 from ham.model.decoder import DecoderLM
 from ham.model.sizing import model_config
+from ham.plan_gpu import (
+    CACHED_COMPILE_SECONDS,
+    COMPILE_SECONDS,
+    PROCESS_SECONDS,
+    GpuTimes,
+    format_batches,
+)
 from ham.ruler.tasks import ruler_task
 from ham.workflow import inspection_pages
 
@@ -36,29 +43,19 @@ ASSUMED_TASK_DOCUMENTS = 1000
 
 @dataclass(frozen=True)
 class Speed:
-    """Sustained speed that the estimate assumes.
+    """Sustained speed of one CPU thread that the estimate assumes.
 
     Attributes:
-        flops: FLOP/s of one job.
-        step_seconds: Least time of one training step (launch overhead).
-        job_seconds: Start of a process: imports, data, compilation.
+        flops: FLOP/s of a thread.
+        job_seconds: Start of a process: imports and data.
     """
 
-    device: str
     flops: float
-    step_seconds: float
     job_seconds: float
     source: str
 
 
-CPU_THREAD = Speed("cpu", 2e10, 0.02, 4.0, "20 GFLOP/s a thread, 4 s to start a job")
-H100 = Speed(
-    "cuda",
-    0.15 * 989e12,
-    0.06,
-    25.0,
-    "one H100 at 15 % of its 989 TFLOP/s bf16, at least 60 ms a step, 25 s to start a job",
-)
+CPU_THREAD = Speed(2e10, 4.0, "20 GFLOP/s a thread, 4 s to start a job")
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,13 @@ class Plan:
 
     config: Config
     cores: int
-    speed: Speed = field(init=False)
+    speed: Speed | None = field(init=False)
 
     def __post_init__(self) -> None:
         on_gpu = self.config.device == "cuda" or (
             self.config.device == "auto" and torch.cuda.is_available()
         )
-        self.speed = H100 if on_gpu else CPU_THREAD
+        self.speed = None if on_gpu else CPU_THREAD
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -137,35 +134,56 @@ class Plan:
     @cached_property
     def stages(self) -> list[StageCost]:
         """Every stage in order."""
-        config, seeds = self.config, len(self.config.seeds)
-        parallel = 1
-        if self.speed.device == "cpu":
-            parallel = max(1, self.cores // config.threads_per_job)
-        runs, trainings = len(self.arms) * seeds, len(self._trained) * seeds
-        train = sum(arm.train_flops for arm in self.arms) * seeds
-        evaluate = sum(arm.evaluate_flops for arm in self.arms) * seeds
-        steps = sum(config.training(arm).steps for arm in config.arms if arm.trained) * seeds
-        floor = steps * config.train.accumulate * self.speed.step_seconds
+        config = self.config
+        runs = {arm.name: len(config.seeds_of(config.arm(arm.name))) for arm in self.arms}
+        trainings = sum(runs[arm.name] for arm in self._trained)
+        train = sum(arm.train_flops * runs[arm.name] for arm in self.arms)
+        evaluate = sum(arm.evaluate_flops * runs[arm.name] for arm in self.arms)
         stages = [
             StageCost("prepare", 1, 0.0, self._prepare_seconds()),
-            *self._tuning(parallel),
-            StageCost("train", trainings, train, max(floor, self._seconds(train)), parallel),
-            StageCost("evaluate", runs, evaluate, self._seconds(evaluate), parallel),
+            *self._tuning(),
+            StageCost("train", trainings, train, self._job_seconds("train", train)),
+            StageCost(
+                "evaluate", sum(runs.values()), evaluate, self._job_seconds("evaluate", evaluate)
+            ),
         ]
         if config.measure:
             flops = sum(arm.measure_flops for arm in self.arms)
-            stages.append(StageCost("measure", len(self.arms), flops, self._seconds(flops)))
+            seconds = self._job_seconds("measure", flops)
+            stages.append(StageCost("measure", len(self.arms), flops, seconds))
         pages = len(inspection_pages(config))
         if pages:
             # One forward pass over a few thousand tokens: starting the job is what takes time.
-            stages.append(StageCost("inspect", pages, 0.0, 0.0))
+            stages.append(StageCost("inspect", pages, 0.0, self._job_seconds("inspect", 0.0)))
         stages.append(StageCost("report", 1, 0.0, 0.0))
-        return [self._with_start(stage) for stage in stages]
+        return [self._on_cpu(stage) for stage in stages]
+
+    @cached_property
+    def gpu(self) -> GpuTimes | None:
+        """The estimate job by job, where a GPU does the work."""
+        return GpuTimes(self.config, self.arms) if self.speed is None else None
+
+    def _job_seconds(self, stage: str, flops: float, tuning: bool = False) -> float:
+        """All jobs of a stage, one after the other."""
+        if self.gpu is not None:
+            return 60 * self.gpu.minutes(stage, tuning)
+        assert self.speed is not None
+        return flops / (self.speed.flops * self.config.threads_per_job)
 
     @property
     def minutes(self) -> float:
         """Wall time of the whole workflow."""
         return sum(stage.minutes for stage in self.stages)
+
+    @property
+    def gpu_minutes(self) -> float:
+        """Minutes of one GPU; 0 without one."""
+        return sum(self.gpu.batch_minutes) if self.gpu is not None else 0.0
+
+    @property
+    def runs(self) -> int:
+        """Arms with their seeds."""
+        return sum(len(self.config.seeds_of(arm)) for arm in self.config.arms)
 
     @property
     def train_tokens(self) -> int:
@@ -192,8 +210,11 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """Disk for the trained weights of all runs."""
-        parameters = sum(arm.parameters for arm in self._trained)
-        return FLOAT32_BYTES * parameters * len(self.config.seeds)
+        parameters = sum(
+            arm.parameters * len(self.config.seeds_of(self.config.arm(arm.name)))
+            for arm in self._trained
+        )
+        return FLOAT32_BYTES * parameters
 
     @property
     def state_bytes(self) -> int:
@@ -294,32 +315,32 @@ class Plan:
             total += measure.decode_tokens * model.decode_flops(context, fraction)
         return total * measure.batch_size
 
-    def _seconds(self, flops: float) -> float:
-        threads = self.config.threads_per_job if self.speed.device == "cpu" else 1
-        return flops / (self.speed.flops * threads)
-
     def _prepare_seconds(self) -> float:
         """Encoding: 5 M tokens a second for bytes, 0.5 M for a BPE."""
         return self.corpus_tokens / (5e6 if self.config.data.tokenizer == "byte" else 5e5)
 
-    def _tuning(self, parallel: int) -> list[StageCost]:
+    def _tuning(self) -> list[StageCost]:
         """Runs that choose learning rates; none where one rate is given for all."""
-        tuning, train = self.config.tuning, self.config.train
+        tuning = self.config.tuning
         if tuning is None:
             return []
-        rates = len(tuning.learning_rates)
-        flops, floor = 0.0, 0.0
+        rates, flops, runs = len(tuning.learning_rates), 0.0, 0
         for arm in self._trained:
-            usual = self.config.training(self.config.arm(arm.name)).steps
-            steps = tuning.steps or usual
-            flops += rates * arm.train_flops * steps / usual
-            floor += rates * steps * train.accumulate * self.speed.step_seconds
-        runs = rates * len(self._trained)
-        return [StageCost("tune", runs, flops, max(floor, self._seconds(flops)), parallel)]
+            described = self.config.arm(arm.name)
+            if described.tuned_like is None:
+                usual = self.config.training(described).steps
+                flops += rates * arm.train_flops * (tuning.steps or usual) / usual
+                runs += rates
+        return [StageCost("tune", runs, flops, self._job_seconds("train", flops, tuning=True))]
 
-    def _with_start(self, stage: StageCost) -> StageCost:
+    def _on_cpu(self, stage: StageCost) -> StageCost:
+        """With the start of each process, and as many jobs at once as there are cores for."""
+        if self.speed is None:
+            return stage
+        parallel = max(1, self.cores // self.config.threads_per_job)
+        at_once = parallel if stage.stage in ("tune", "train", "evaluate") else 1
         seconds = stage.seconds + stage.jobs * self.speed.job_seconds
-        return StageCost(stage.stage, stage.jobs, stage.flops, seconds, stage.at_once)
+        return StageCost(stage.stage, stage.jobs, stage.flops, seconds, at_once)
 
 
 def format_plan(plan: Plan) -> str:
@@ -331,7 +352,7 @@ def format_plan(plan: Plan) -> str:
     lines = [
         f"{config.name}: {config.title or 'no title'} "
         f"(scale {config.scale}, device {config.device}, {config.status})",
-        f"{len(config.arms)} arms × {len(config.seeds)} seeds, {plan.train_tokens:,} training "
+        f"{len(config.arms)} arms, {plan.runs} runs, {plan.train_tokens:,} training "
         f"tokens each, context {config.data.context:,}, vocabulary {plan.vocabulary_size:,}",
         "",
         f"{'arm':<{first}}{'mixer':<{second}}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}"
@@ -355,10 +376,25 @@ def format_plan(plan: Plan) -> str:
         f"disk: {readable_bytes(plan.token_bytes)} token shards "
         f"({plan.corpus_tokens:,} tokens), {readable_bytes(plan.checkpoint_bytes)} checkpoints, "
         f"{readable_bytes(plan.state_bytes)} training state while running",
-        f"assumed: {plan.speed.source}; {plan.cores} cores",
+        _assumption(plan),
         "`cache` is one sequence's decoding memory after the training context, 16-bit KV.",
     ]
+    if plan.gpu is not None:
+        lines += format_batches(plan.gpu)
     return "\n".join(lines)
+
+
+def _assumption(plan: Plan) -> str:
+    if plan.speed is not None:
+        return f"assumed: {plan.speed.source}; {plan.cores} cores"
+    minutes = plan.gpu_minutes
+    days = f" ({minutes / 1440:,.0f} days)" if minutes > 1440 else ""
+    starts = f"{PROCESS_SECONDS:.0f} s to start a process"
+    compiling = f"{COMPILE_SECONDS:.0f} s to compile an architecture"
+    return (
+        f"GPU: {minutes:,.1f} minutes{days} of one H100; assumed: {starts}, {compiling}, "
+        f"{CACHED_COMPILE_SECONDS:.0f} s from a cache"
+    )
 
 
 def readable_bytes(count: float) -> str:

@@ -118,7 +118,7 @@ def failed_arms(config: Config) -> list[str]:
     """Why training gave no model of an arm, and what to do, a line each."""
     lines = []
     for arm in config.arms:
-        for seed in config.seeds:
+        for seed in config.seeds_of(arm):
             folder = Path(run_folder(config)) / "models" / arm.name / f"seed{seed}"
             reason = read_failure(folder / "checkpoint")
             if reason:

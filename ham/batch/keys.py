@@ -14,6 +14,7 @@ from ham.batch.tasks import Task, Tasks
 from ham.config_files import load_config
 from ham.errors import MissingDataError
 from ham.files import read_json, sha256_file, write_json
+from ham.train.tuning import failed_choice
 from ham.workflow import stage_fingerprint, stage_hash
 
 
@@ -34,7 +35,7 @@ def expected_key(tasks: Tasks, task: Task) -> dict[str, Any]:
 
     arm = tasks.config.arm(task.arm)
     config = tasks.config
-    if task.stage == "train":
+    if task.stage == "train" and not (task.rate is None and _no_rate(tasks, task)):
         rate = None if task.rate is None else float(task.rate)
         tuned = tasks.tuned(task)
         asked = argparse.Namespace(arm=arm.name, seed=task.seed, tuned=tuned, learning_rate=rate)
@@ -45,6 +46,12 @@ def expected_key(tasks: Tasks, task: Task) -> dict[str, Any]:
         "code_fingerprint": stage_fingerprint(task.stage, arm.mixers),
         "data": sha256_file(Path(tasks.data) / "data.json"),
     }
+
+
+def _no_rate(tasks: Tasks, task: Task) -> bool:
+    """Whether the arm failed at every learning rate, so that training will only say so."""
+    tuned = tasks.tuned(task)
+    return tuned is not None and failed_choice(Path(tuned)) is not None
 
 
 def is_done(tasks: Tasks, task: Task) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 from ham.config import ArmConfig, Config
@@ -28,6 +29,7 @@ from ham.workflow import (
 )
 
 TUNING = "tuning"
+KEEP_GOING = "--keep-going"
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,18 @@ class Tasks:
 
     @cached_property
     def batches(self) -> list[list[Task]]:
-        """Consecutive jobs by process."""
+        """Consecutive jobs by process; an arm stays whole where a process can hold it."""
         size = self.config.workflow.jobs_per_process
-        return [self.all[start : start + size] for start in range(0, len(self.all), size)]
+        made: list[list[Task]] = [[]]
+        for _, group in groupby(self.all, key=lambda task: task.arm):
+            arm = list(group)
+            if made[-1] and len(made[-1]) + len(arm) > size:
+                made.append([])
+            for start in range(0, len(arm), size):
+                if start:
+                    made.append([])
+                made[-1] += arm[start : start + size]
+        return made
 
     def _of_arm(self, arm: ArmConfig) -> list[Task]:
         tasks = []
@@ -152,7 +163,10 @@ class Tasks:
         )
 
     def command(self, task: Task) -> list[str]:
-        """The arguments of `ham` that do this job alone."""
+        """The arguments of `ham` that do this job alone; a failing arm leaves error rows."""
+        return [*self._command(task), KEEP_GOING]
+
+    def _command(self, task: Task) -> list[str]:
         result = self.result(task)
         if task.stage == "tune":
             rows = tuning_rows_files(self.config, task.arm)
