@@ -402,8 +402,8 @@ class WorkflowConfig(Strict):
 
     jobs_per_process: Positive = Field(
         default=1,
-        description="More than one: at most so many consecutive jobs share a process (`ham batch`), and "
-        "with it the import of torch and what was compiled for their arm.",
+        description="More than one: at most so many consecutive jobs share a process (`ham "
+        "batch`), and with it the import of torch and what was compiled for their arm.",
     )
 
 
