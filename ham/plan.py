@@ -23,6 +23,7 @@ from ham.plan_gpu import (
     PROCESS_SECONDS,
     GpuTimes,
     format_batches,
+    training_memory,
 )
 from ham.ruler.tasks import ruler_task
 from ham.workflow import inspection_pages
@@ -89,6 +90,7 @@ class ArmCost:
         parameters: All parameters, embedding included.
         trained: Whether it is trained; if not, it has no checkpoint of its own.
         cache_bytes: Decoding memory of one sequence after the training context, 16-bit KV.
+        memory_bytes: Training memory on a GPU, estimated; 0 for an arm that is not trained.
     """
 
     name: str
@@ -100,6 +102,7 @@ class ArmCost:
     evaluate_flops: float
     measure_flops: float
     cache_bytes: int
+    memory_bytes: int
 
 
 @dataclass
@@ -233,10 +236,11 @@ class Plan:
             model = DecoderLM(described)
         fraction = model.target_fraction
         context = self.config.data.context
+        parameters = model.count_parameters()
         return ArmCost(
             name=arm.name,
             mixer=arm.mixer,
-            parameters=model.count_parameters(),
+            parameters=parameters,
             trained=arm.trained,
             mlp_width=described.mlp_width,
             train_flops=(
@@ -247,6 +251,7 @@ class Plan:
             evaluate_flops=self._evaluate_flops(model, fraction),
             measure_flops=self._measure_flops(model, fraction, arm.trained),
             cache_bytes=model.state_bytes(context, fraction).allocated,
+            memory_bytes=training_memory(self.config, arm, parameters) if arm.trained else 0,
         )
 
     def _train_flops(self, model: DecoderLM, fraction: float, train: TrainConfig) -> float:
@@ -356,11 +361,12 @@ def format_plan(plan: Plan) -> str:
         f"tokens each, context {config.data.context:,}, vocabulary {plan.vocabulary_size:,}",
         "",
         f"{'arm':<{first}}{'mixer':<{second}}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}"
-        f"{'cache':>11}",
+        f"{'cache':>11}{'memory':>11}",
     ]
     lines += [
         f"{arm.name:<{first}}{arm.mixer:<{second}}{arm.parameters:>13,}{arm.mlp_width:>7,}"
         f"{arm.train_flops:>13.2e}{readable_bytes(arm.cache_bytes):>11}"
+        f"{readable_bytes(arm.memory_bytes) if plan.gpu else '–':>11}"
         for arm in plan.arms
     ]
     lines += ["", f"{'stage':<12}{'jobs':>6}{'at once':>9}{'FLOPs':>11}{'minutes':>12}"]
@@ -377,7 +383,8 @@ def format_plan(plan: Plan) -> str:
         f"({plan.corpus_tokens:,} tokens), {readable_bytes(plan.checkpoint_bytes)} checkpoints, "
         f"{readable_bytes(plan.state_bytes)} training state while running",
         _assumption(plan),
-        "`cache` is one sequence's decoding memory after the training context, 16-bit KV.",
+        "`cache` is one sequence's decoding memory after the training context, 16-bit KV; "
+        "`memory` what training takes on a GPU (states, activations), an estimate.",
     ]
     if plan.gpu is not None:
         lines += format_batches(plan.gpu)

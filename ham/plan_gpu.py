@@ -34,6 +34,11 @@ TRAIN_ROWS = ("published/*/*-train.rows.jsonl", "runs/*/models/*/seed*/train.row
 # Share of the peak in training by least width: of the transformer, of every other mixer.
 SHARES = ((1024, 0.40, 0.20), (512, 0.30, 0.15), (0, 0.22, 0.10))
 ATTENTION = "transformer"
+# Weights, gradients and the two moments of AdamW in float32.
+STATE_BYTES_PER_PARAMETER = 16
+# Of a training step by token, layer and channel: peaks of the sweep's models of 184 M parameters
+# (results/published/2026-11-25-h100-decode) without the states above, logits included.
+ACTIVATION_BYTES = {True: 41, False: 65}
 # Forward passes outside of training are not compiled.
 EAGER_SHARE = 0.05
 PROCESS_SECONDS = 20.0
@@ -97,6 +102,11 @@ class GpuTimes:
         ]
         return sum(chosen) / 60
 
+    def arm_minutes(self, name: str) -> float:
+        """Of all jobs of an arm, by seed."""
+        seeds = len(self.config.seeds_of(self.config.arm(name)))
+        return sum(cost.seconds for cost in self.costs if cost.task.arm == name) / 60 / seeds
+
     @property
     def batch_minutes(self) -> list[float]:
         """By process."""
@@ -116,9 +126,8 @@ class GpuTimes:
 
     def share(self, arm: ArmConfig) -> float:
         """Assumed share of the peak in training."""
-        plain = arm.mixers == [ATTENTION]
         return next(
-            attention if plain else other
+            attention if only_attention(arm) else other
             for width, attention, other in SHARES
             if self.config.model.width >= width
         )
@@ -140,6 +149,19 @@ class GpuTimes:
             steps = self.config.tuning.steps or steps
         tokens = steps * train.batch_size * self.config.data.context
         return JOB_SECONDS + tokens / self.tokens_per_second(task.arm)[0]
+
+
+def only_attention(arm: ArmConfig) -> bool:
+    """Whether every layer is plain attention."""
+    return arm.mixers == [ATTENTION]
+
+
+def training_memory(config: Config, arm: ArmConfig, parameters: int) -> int:
+    """Bytes on the GPU while `arm` trains: states, and activations of one micro-batch."""
+    tokens = config.data.context * config.train.batch_size // config.train.accumulate
+    channels = tokens * config.model.layers * config.model.width
+    activations = channels * ACTIVATION_BYTES[only_attention(arm)]
+    return STATE_BYTES_PER_PARAMETER * parameters + activations
 
 
 def measured_speeds(results: Path) -> dict[str, float]:
@@ -171,8 +193,10 @@ def _shape(config: Mapping[str, Any], arm: ArmConfig) -> str:
 def format_batches(times: GpuTimes) -> list[str]:
     """Lines on processes and on where speeds are from."""
     minutes = times.batch_minutes
-    lines = ["", f"{'process':<9}{'jobs':>5}{'minutes':>9}  from, to"]
-    for number, batch in enumerate(times.tasks.batches):
+    lines = []
+    if times.config.workflow.jobs_per_process > 1:
+        lines = ["", f"{'process':<9}{'jobs':>5}{'minutes':>9}  from, to"]
+    for number, batch in enumerate(times.tasks.batches if lines else ()):
         span = f"{batch[0].name}, {batch[-1].name}"
         lines.append(f"{number:<9}{len(batch):>5}{minutes[number]:>9.1f}  {span}")
     lines.append("")

@@ -141,8 +141,8 @@ def _threats(results: Results, settings: Mapping[str, Any]) -> str:
     parts = []
     if sizes:
         parts.append(
-            f"Scale: {formats.parameters(max(sizes))} parameters; the paper has {PAPER_SCALE}. What "
-            "is true here may not be there."
+            f"Scale: {formats.parameters(max(sizes))} parameters; the paper has {PAPER_SCALE}, "
+            "where what is true here may not be."
         )
     if settings["data"].get("source") == "public_domain":
         parts.append(
