@@ -15,7 +15,7 @@ from ham.config_files import load_config
 from ham.errors import MissingDataError
 from ham.files import read_json, sha256_file, write_json
 from ham.train.tuning import failed_choice
-from ham.workflow import stage_fingerprint, stage_hash
+from ham.workflow import stage_hash
 
 
 def key_path(result: str | Path) -> Path:
@@ -43,7 +43,7 @@ def expected_key(tasks: Tasks, task: Task) -> dict[str, Any]:
     return {
         "job": task.name,
         "config_hash": stage_hash(config, task.stage, arm.name),
-        "code_fingerprint": stage_fingerprint(task.stage, arm.mixers),
+        "code_fingerprint": tasks.fingerprint(task.stage, arm.name),
         "data": sha256_file(Path(tasks.data) / "data.json"),
     }
 

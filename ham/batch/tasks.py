@@ -68,6 +68,7 @@ class Tasks:
         self.config = config
         self.config_file = config_file
         self.data = data or f"{run_folder(config)}/data"
+        self._fingerprints: dict[tuple[str, ...], str] = {}
 
     @cached_property
     def all(self) -> list[Task]:
@@ -194,7 +195,7 @@ class Tasks:
     def batch_code(self, number: int) -> str:
         """Fingerprint of the code behind a batch."""
         pairs = {(task.stage, task.arm) for task in self.batches[number]}
-        return stable_hash([self._fingerprint(*pair) for pair in sorted(pairs)])
+        return stable_hash([self.fingerprint(*pair) for pair in sorted(pairs)])
 
     def batch_hash(self, number: int) -> str:
         """Hash of what a batch reads of the configuration, and of which jobs it has."""
@@ -205,10 +206,13 @@ class Tasks:
             ]
         )
 
-    def _fingerprint(self, stage: str, arm: str) -> str:
-        if stage == "tune":
-            return stage_fingerprint(stage)
-        return stage_fingerprint(stage, self.config.arm(arm).mixers)
+    def fingerprint(self, stage: str, arm: str) -> str:
+        """Fingerprint of the code behind a stage of an arm."""
+        mixers = [] if stage == "tune" else self.config.arm(arm).mixers
+        key = (stage, *mixers)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = stage_fingerprint(stage, mixers)
+        return self._fingerprints[key]
 
     def select(self, arms: Iterable[str] | None, seeds: Sequence[int] | None) -> list[Task]:
         """The jobs of these arms and seeds, tuning included; None: of all.

@@ -30,7 +30,7 @@ def first_screen(
     manifests: Mapping[str, Manifest],
     missing: Sequence[str],
 ) -> list[tuple[str, str]]:
-    """Topics and texts; empty for anything but a full run.
+    """Topics and texts; empty for anything but a full run with its configuration.
 
     Args:
         results: The rows.
@@ -39,7 +39,8 @@ def first_screen(
         manifests: By id.
         missing: Jobs of the configuration without rows.
     """
-    if settings.get("scale") != "full" or not results.models:
+    described = settings.get("scale") == "full" and {"train", "data"} <= settings.keys()
+    if not described or not results.models:
         return []
     topics = [
         ("Asked", _asked(judged or ())),
