@@ -1,11 +1,14 @@
 rule batch:
     """Several jobs in one process, which share imports and what is compiled (ham batch)."""
+
     # The results are not outputs: Snakemake removes those of a job that was cut off, and with
     # them what it had finished. The batch keeps its own books beside them.
     input:
         data=rules.prepare.output.summary,
         shards=rules.prepare.output.shards,
-        earlier=lambda wildcards: batch_files(TASKS.earlier_batches(int(wildcards.number))),
+        earlier=lambda wildcards: batch_files(
+            TASKS.earlier_batches(int(wildcards.number))
+        ),
     output:
         done=f"{RUN}/batches/{{number}}.json",
     log:
