@@ -201,21 +201,24 @@ def generalisation(results: Results) -> Table:
         Column("gap", "gap", formats.signed_bits),
     ]
     records: list[Record] = []
-    for model in models_of(results, "train"):
+    measured = results.find("train", "loss_nats", task="training_text")
+    for model in models_of(results, "train") if measured else ():
         seen, held_out = (
-            results.series("train", "loss_nats", model=model, task=task)
-            for task in ("training_text", "validation")
-        )
-        if seen and held_out:
-            records.append(
-                {
-                    "model": model,
-                    "epochs": results.cell("train", "corpus_epochs", model=model),
-                    "training_loss": seen[-1].cell,
-                    "validation_loss": held_out[-1].cell,
-                    "gap": difference(held_out[-1].cell, seen[-1].cell),
-                }
+            points[-1].cell if points else NOT_RUN
+            for points in (
+                results.series("train", "loss_nats", model=model, task=task)
+                for task in ("training_text", "validation")
             )
+        )
+        records.append(
+            {
+                "model": model,
+                "epochs": results.cell("train", "corpus_epochs", model=model),
+                "training_loss": or_failure(seen, held_out),
+                "validation_loss": held_out,
+                "gap": difference(held_out, seen),
+            }
+        )
     note = (
         "Loss per token after training, on windows of both splits without recall documents. A gap "
         "is what a model knows by heart, and the difference between the texts."
