@@ -18,6 +18,7 @@ include: "workflow/rules/tune.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/batch.smk"
 include: "workflow/rules/inspect.smk"
 include: "workflow/rules/report.smk"
 

@@ -98,6 +98,11 @@ class SkeletonConfig(Strict):
     layers: Positive = 2
     width: Positive = 128
     heads: Positive = 4
+    mlp_width: Positive | None = Field(
+        default=None,
+        description="Of the first trained arm; null: 8/3 of the width. The others' follows from "
+        "match_parameters.",
+    )
     max_positions: Positive = Field(
         default=8192, description="Longest sequence that any model may be asked to read."
     )
@@ -192,6 +197,16 @@ class MeasureConfig(Strict):
     warmup: NonNegative = 2
 
 
+class WorkflowConfig(Strict):
+    """How the pipeline runs its jobs; no number depends on it."""
+
+    jobs_per_process: Positive = Field(
+        default=1,
+        description="More than one: at most so many consecutive jobs share a process (`ham "
+        "batch`), and with it the import of torch and what was compiled for their arm.",
+    )
+
+
 class Config(Strict):
     """One experiment, from data to report."""
 
@@ -213,17 +228,20 @@ class Config(Strict):
     )
     evaluate: EvaluateConfig = EvaluateConfig()
     measure: MeasureConfig | None = MeasureConfig()
+    workflow: WorkflowConfig = WorkflowConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         names = [arm.name for arm in self.arms]
         if len(set(names)) != len(names):
             raise ValueError(f"arm names must differ; received {names}")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must differ; received {self.seeds}")
-        if self.tuning is not None and self.tuning.seed in self.seeds:
+        for seeds in (self.seeds, *(arm.seeds for arm in self.arms if arm.seeds)):
+            if len(set(seeds)) != len(seeds):
+                raise ValueError(f"seeds must differ; received {seeds}")
+        if self.tuning is not None and self.tuning.seed in self.all_seeds:
             raise ValueError(
-                f"tuning.seed {self.tuning.seed} must not be one of the reported seeds {self.seeds}"
+                f"tuning.seed {self.tuning.seed} must not be one of the reported seeds "
+                f"{self.all_seeds}"
             )
         for index, arm in enumerate(self.arms):
             if arm.placement is not None:
@@ -233,6 +251,8 @@ class Config(Strict):
                     raise ValueError(f"arms.{index}.placement ({arm.name}): {error}") from error
             if arm.checkpoint_of is not None:
                 self._check_checkpoint(index, arm)
+            if arm.tuned_like is not None:
+                self._check_tuned_like(index, arm)
         for key, length in self._lengths():
             if length > self.model.max_positions:
                 raise ValueError(
@@ -255,6 +275,22 @@ class Config(Strict):
                 f"{key}: eviction needs a plain transformer; arm {source.name!r} has mixer "
                 f"{source.architecture!r}{placed}; legal: mixer {EVICTABLE_MIXER!r} in every layer"
             )
+        untrained = sorted(set(self.seeds_of(arm)) - set(self.seeds_of(source)))
+        if untrained:
+            raise ValueError(
+                f"{key}: arm {source.name!r} is not trained with seed {untrained[0]}; its seeds "
+                f"are {self.seeds_of(source)}"
+            )
+
+    def _check_tuned_like(self, index: int, arm: ArmConfig) -> None:
+        legal = [one.name for one in self.arms[:index] if one.trained and not one.tuned_like]
+        if arm.tuned_like not in legal:
+            raise ValueError(
+                f"arms.{index}.tuned_like ({arm.name}): {arm.tuned_like!r} is not an earlier arm "
+                f"with a rate of its own; legal: {', '.join(legal) or 'none'}"
+            )
+        if not arm.trained:
+            raise ValueError(f"arms.{index}.tuned_like: arm {arm.name!r} is not trained")
 
     def _lengths(self) -> list[tuple[str, int]]:
         """Every sequence length that this configuration will ask a model to read."""
@@ -294,6 +330,20 @@ class Config(Strict):
         """How `arm` is trained: as all are, but for steps of its own."""
         own = {} if arm.steps is None else {"steps": arm.steps}
         return self.train.model_copy(update=own)
+
+    def tuned_as(self, arm: ArmConfig) -> ArmConfig:
+        """The arm whose learning rate `arm` is trained at: its own, or the one it names."""
+        return arm if arm.tuned_like is None else self.arm(arm.tuned_like)
+
+    def seeds_of(self, arm: ArmConfig) -> list[int]:
+        """The seeds that are reported of `arm`; one of weights that come from elsewhere."""
+        seeds = self.seeds if arm.seeds is None else arm.seeds
+        return seeds if arm.checkpoint is None else seeds[:1]
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of any arm, in order."""
+        return sorted({seed for arm in self.arms for seed in self.seeds_of(arm)})
 
     @property
     def reference(self) -> ArmConfig:

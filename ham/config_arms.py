@@ -110,6 +110,15 @@ class ArmConfig(Strict):
         default=None,
         description="Training steps in place of train.steps, for arms at equal FLOPs.",
     )
+    seeds: Annotated[list[NonNegative], Field(min_length=1)] | None = Field(
+        default=None,
+        description="In place of the experiment's seeds, e.g. more where a main claim rests on it.",
+    )
+    tuned_like: str | None = Field(
+        default=None,
+        description="With `tuning`: take the learning rate chosen for this earlier arm, one of the "
+        "same architecture, instead of trying the rates again.",
+    )
     checkpoint_of: str | None = Field(
         default=None,
         description="Instead of training, take the weights of this arm, a plain transformer.",

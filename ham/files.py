@@ -11,8 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +64,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` atomically."""
     with atomic_writer(path) as handle:
         handle.write(text)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a new folder with these files, by relative name, in one step: all of them or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, content in files.items():
+            with atomic_writer(temporary / name, "wb") as handle:
+                handle.write(content)
+        temporary.chmod(0o755)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -166,9 +166,9 @@ def open_job(
     keep_going = getattr(arguments, "keep_going", False)
     if not keep_going:
         config.check_arm(arm)
-    if arguments.seed not in config.seeds:
+    if arguments.seed not in config.seeds_of(arm):
         raise ConfigError(
-            f"seed {arguments.seed} is not in the configuration; known: {config.seeds}"
+            f"seed {arguments.seed} is not one of arm {arm.name!r}; known: {config.seeds_of(arm)}"
         )
     if stage == "train" and not arm.trained:
         raise ConfigError(

@@ -18,8 +18,16 @@ from ham.errors import UnusableModelError
 from ham.measure.cost import TRAINING_PASSES
 from ham.model.arm import model_outline
 from ham.model.language_model import LanguageModel
+from ham.plan_gpu import (
+    CACHED_COMPILE_SECONDS,
+    COMPILE_SECONDS,
+    PROCESS_SECONDS,
+    GpuTimes,
+    format_batches,
+    training_memory,
+)
 from ham.ruler.tasks import ruler_task
-from ham.workflow import arm_seeds, inspection_pages
+from ham.workflow import inspection_pages
 
 # Vocabulary of tokenizers that only a download could tell.
 HUB_VOCABULARIES = {"hub:fla-hub/transformer-1.3B-100B": 32_000}
@@ -37,29 +45,19 @@ ASSUMED_TASK_DOCUMENTS = 1000
 
 @dataclass(frozen=True)
 class Speed:
-    """Sustained speed that the estimate assumes.
+    """Sustained speed of one CPU thread that the estimate assumes.
 
     Attributes:
-        flops: FLOP/s of one job.
-        step_seconds: Least time of one training step (launch overhead).
-        job_seconds: Start of a process: imports, data, compilation.
+        flops: FLOP/s of a thread.
+        job_seconds: Start of a process: imports and data.
     """
 
-    device: str
     flops: float
-    step_seconds: float
     job_seconds: float
     source: str
 
 
-CPU_THREAD = Speed("cpu", 2e10, 0.02, 4.0, "20 GFLOP/s a thread, 4 s to start a job")
-H100 = Speed(
-    "cuda",
-    0.15 * 989e12,
-    0.06,
-    25.0,
-    "one H100 at 15 % of its 989 TFLOP/s bf16, at least 60 ms a step, 25 s to start a job",
-)
+CPU_THREAD = Speed(2e10, 4.0, "20 GFLOP/s a thread, 4 s to start a job")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class ArmCost:
         parameters: All parameters, embedding included.
         trained: Whether it is trained; if not, it has no checkpoint of its own.
         cache_bytes: Decoding memory of one sequence after the training context, 16-bit KV.
-        seeds: Jobs of training and evaluation.
+        memory_bytes: Training memory on a GPU, estimated; 0 for an arm that is not trained.
         note: What is to be known of these figures, or why there are none.
     """
 
@@ -106,7 +104,7 @@ class ArmCost:
     evaluate_flops: float
     measure_flops: float
     cache_bytes: int
-    seeds: int
+    memory_bytes: int
     note: str = ""
 
 
@@ -116,13 +114,13 @@ class Plan:
 
     config: Config
     cores: int
-    speed: Speed = field(init=False)
+    speed: Speed | None = field(init=False)
 
     def __post_init__(self) -> None:
         on_gpu = self.config.device == "cuda" or (
             self.config.device == "auto" and torch.cuda.is_available()
         )
-        self.speed = H100 if on_gpu else CPU_THREAD
+        self.speed = None if on_gpu else CPU_THREAD
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -143,36 +141,55 @@ class Plan:
     def stages(self) -> list[StageCost]:
         """Every stage in order."""
         config = self.config
-        parallel = 1
-        if self.speed.device == "cpu":
-            parallel = max(1, self.cores // config.threads_per_job)
-        runs = sum(arm.seeds for arm in self.arms)
-        trainings = sum(arm.seeds for arm in self._trained)
-        train = sum(arm.train_flops * arm.seeds for arm in self.arms)
-        evaluate = sum(arm.evaluate_flops * arm.seeds for arm in self.arms)
-        trained = [arm for arm in config.arms if arm.trained]
-        steps = sum(config.training(arm).steps for arm in trained) * len(config.seeds)
-        floor = steps * config.train.accumulate * self.speed.step_seconds
+        runs = {arm.name: len(config.seeds_of(config.arm(arm.name))) for arm in self.arms}
+        trainings = sum(runs[arm.name] for arm in self._trained)
+        train = sum(arm.train_flops * runs[arm.name] for arm in self.arms)
+        evaluate = sum(arm.evaluate_flops * runs[arm.name] for arm in self.arms)
         stages = [
             StageCost("prepare", 1, 0.0, self._prepare_seconds()),
-            *self._tuning(parallel),
-            StageCost("train", trainings, train, max(floor, self._seconds(train)), parallel),
-            StageCost("evaluate", runs, evaluate, self._seconds(evaluate), parallel),
+            *self._tuning(),
+            StageCost("train", trainings, train, self._job_seconds("train", train)),
+            StageCost(
+                "evaluate", sum(runs.values()), evaluate, self._job_seconds("evaluate", evaluate)
+            ),
         ]
         if config.measure:
             flops = sum(arm.measure_flops for arm in self.arms)
-            stages.append(StageCost("measure", len(self.arms), flops, self._seconds(flops)))
+            seconds = self._job_seconds("measure", flops)
+            stages.append(StageCost("measure", len(self.arms), flops, seconds))
         pages = len(inspection_pages(config))
         if pages:
             # One forward pass over a few thousand tokens: starting the job is what takes time.
-            stages.append(StageCost("inspect", pages, 0.0, 0.0))
+            stages.append(StageCost("inspect", pages, 0.0, self._job_seconds("inspect", 0.0)))
         stages.append(StageCost("report", 1, 0.0, 0.0))
-        return [self._with_start(stage) for stage in stages]
+        return [self._on_cpu(stage) for stage in stages]
+
+    @cached_property
+    def gpu(self) -> GpuTimes | None:
+        """The estimate job by job, where a GPU does the work."""
+        return GpuTimes(self.config, self.arms) if self.speed is None else None
+
+    def _job_seconds(self, stage: str, flops: float, tuning: bool = False) -> float:
+        """All jobs of a stage, one after the other."""
+        if self.gpu is not None:
+            return 60 * self.gpu.minutes(stage, tuning)
+        assert self.speed is not None
+        return flops / (self.speed.flops * self.config.threads_per_job)
 
     @property
     def minutes(self) -> float:
         """Wall time of the whole workflow."""
         return sum(stage.minutes for stage in self.stages)
+
+    @property
+    def gpu_minutes(self) -> float:
+        """Minutes of one GPU; 0 without one."""
+        return sum(self.gpu.batch_minutes) if self.gpu is not None else 0.0
+
+    @property
+    def runs(self) -> int:
+        """Arms with their seeds."""
+        return sum(len(self.config.seeds_of(arm)) for arm in self.config.arms)
 
     @property
     def train_tokens(self) -> int:
@@ -199,8 +216,11 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """Disk for the trained weights of all runs."""
-        parameters = sum(arm.parameters for arm in self._trained)
-        return FLOAT32_BYTES * parameters * len(self.config.seeds)
+        parameters = sum(
+            arm.parameters * len(self.config.seeds_of(self.config.arm(arm.name)))
+            for arm in self._trained
+        )
+        return FLOAT32_BYTES * parameters
 
     @property
     def state_bytes(self) -> int:
@@ -214,17 +234,17 @@ class Plan:
         return [arm for arm in self.arms if arm.trained]
 
     def _arm(self, arm: ArmConfig) -> ArmCost:
-        seeds = len(arm_seeds(self.config, arm))
         try:
             model = model_outline(self.config, arm, self.vocabulary_size)
         except UnusableModelError as error:
-            sizes = (0, arm.trained, 0, 0.0, 0.0, 0.0, 0)
-            return ArmCost(arm.name, arm.architecture, *sizes, seeds, str(error))
+            sizes = (0, arm.trained, 0, 0.0, 0.0, 0.0, 0, 0)
+            return ArmCost(arm.name, arm.architecture, *sizes, str(error))
         fraction = model.target_fraction
+        parameters = model.count_parameters()
         return ArmCost(
             name=arm.name,
             mixer=arm.mixer or model.config.mixer,
-            parameters=model.count_parameters(),
+            parameters=parameters,
             trained=arm.trained,
             mlp_width=model.config.mlp_width,
             train_flops=(
@@ -235,7 +255,7 @@ class Plan:
             evaluate_flops=self._evaluate_flops(model, fraction),
             measure_flops=self._measure_flops(model, fraction, arm.trained),
             cache_bytes=model.planned_bytes(self.config.data.context),
-            seeds=seeds,
+            memory_bytes=training_memory(self.config, arm, parameters) if arm.trained else 0,
             note=_note(model),
         )
 
@@ -305,32 +325,32 @@ class Plan:
             total += measure.decode_tokens * model.decode_flops(context, fraction)
         return total * measure.batch_size
 
-    def _seconds(self, flops: float) -> float:
-        threads = self.config.threads_per_job if self.speed.device == "cpu" else 1
-        return flops / (self.speed.flops * threads)
-
     def _prepare_seconds(self) -> float:
         """Encoding: 5 M tokens a second for bytes, 0.5 M for a BPE."""
         return self.corpus_tokens / (5e6 if self.config.data.tokenizer == "byte" else 5e5)
 
-    def _tuning(self, parallel: int) -> list[StageCost]:
+    def _tuning(self) -> list[StageCost]:
         """Runs that choose learning rates; none where one rate is given for all."""
-        tuning, train = self.config.tuning, self.config.train
+        tuning = self.config.tuning
         if tuning is None:
             return []
-        rates = len(tuning.learning_rates)
-        flops, floor = 0.0, 0.0
+        rates, flops, runs = len(tuning.learning_rates), 0.0, 0
         for arm in self._trained:
-            usual = self.config.training(self.config.arm(arm.name)).steps
-            steps = tuning.steps or usual
-            flops += rates * arm.train_flops * steps / usual
-            floor += rates * steps * train.accumulate * self.speed.step_seconds
-        runs = rates * len(self._trained)
-        return [StageCost("tune", runs, flops, max(floor, self._seconds(flops)), parallel)]
+            described = self.config.arm(arm.name)
+            if described.tuned_like is None:
+                usual = self.config.training(described).steps
+                flops += rates * arm.train_flops * (tuning.steps or usual) / usual
+                runs += rates
+        return [StageCost("tune", runs, flops, self._job_seconds("train", flops, tuning=True))]
 
-    def _with_start(self, stage: StageCost) -> StageCost:
+    def _on_cpu(self, stage: StageCost) -> StageCost:
+        """With the start of each process, and as many jobs at once as there are cores for."""
+        if self.speed is None:
+            return stage
+        parallel = max(1, self.cores // self.config.threads_per_job)
+        at_once = parallel if stage.stage in ("tune", "train", "evaluate") else 1
         seconds = stage.seconds + stage.jobs * self.speed.job_seconds
-        return StageCost(stage.stage, stage.jobs, stage.flops, seconds, stage.at_once)
+        return StageCost(stage.stage, stage.jobs, stage.flops, seconds, at_once)
 
 
 def _note(model: LanguageModel) -> str:
@@ -350,15 +370,16 @@ def format_plan(plan: Plan) -> str:
     lines = [
         f"{config.name}: {config.title or 'no title'} "
         f"(scale {config.scale}, device {config.device}, {config.status})",
-        f"{len(config.arms)} arms × {len(config.seeds)} seeds, {plan.train_tokens:,} training "
+        f"{len(config.arms)} arms, {plan.runs} runs, {plan.train_tokens:,} training "
         f"tokens each, context {config.data.context:,}, vocabulary {plan.vocabulary_size:,}",
         "",
         f"{'arm':<{first}}{'mixer':<{second}}{'parameters':>13}{'MLP':>7}{'train FLOPs':>13}"
-        f"{'cache':>11}",
+        f"{'cache':>11}{'memory':>11}",
     ]
     lines += [
         f"{arm.name:<{first}}{arm.mixer:<{second}}{arm.parameters:>13,}{arm.mlp_width:>7,}"
         f"{arm.train_flops:>13.2e}{readable_bytes(arm.cache_bytes):>11}"
+        f"{readable_bytes(arm.memory_bytes) if plan.gpu else '–':>11}"
         for arm in plan.arms
     ]
     lines += [f"{arm.name}: {arm.note}" for arm in plan.arms if arm.note]
@@ -375,10 +396,26 @@ def format_plan(plan: Plan) -> str:
         f"disk: {readable_bytes(plan.token_bytes)} token shards "
         f"({plan.corpus_tokens:,} tokens), {readable_bytes(plan.checkpoint_bytes)} checkpoints, "
         f"{readable_bytes(plan.state_bytes)} training state while running",
-        f"assumed: {plan.speed.source}; {plan.cores} cores",
-        "`cache` is one sequence's decoding memory after the training context, 16-bit KV.",
+        _assumption(plan),
+        "`cache` is one sequence's decoding memory after the training context, 16-bit KV; "
+        "`memory` what training takes on a GPU (states, activations), an estimate.",
     ]
+    if plan.gpu is not None:
+        lines += format_batches(plan.gpu)
     return "\n".join(lines)
+
+
+def _assumption(plan: Plan) -> str:
+    if plan.speed is not None:
+        return f"assumed: {plan.speed.source}; {plan.cores} cores"
+    minutes = plan.gpu_minutes
+    days = f" ({minutes / 1440:,.0f} days)" if minutes > 1440 else ""
+    starts = f"{PROCESS_SECONDS:.0f} s to start a process"
+    compiling = f"{COMPILE_SECONDS:.0f} s to compile an architecture"
+    return (
+        f"GPU: {minutes:,.1f} minutes{days} of one H100; assumed: {starts}, {compiling}, "
+        f"{CACHED_COMPILE_SECONDS:.0f} s from a cache"
+    )
 
 
 def readable_bytes(count: float) -> str:

@@ -27,6 +27,7 @@ STAGES = ("prepare", "tune", "train", "evaluate", "measure", "inspect", "report"
 SPLITS = ("train", "calibration", "validation", "test")
 RESULTS = "results/runs"
 REPORTS = "reports"
+CONFIG_COPY = "config.yaml"
 INSPECTED_MIXER = "ham"
 
 
@@ -68,12 +69,14 @@ def rows_files(config: Config) -> list[str]:
     rows = [
         f"{models}/{arm.name}/seed{seed}/{stage}.rows.jsonl"
         for arm in config.arms
-        for seed in arm_seeds(config, arm)
+        for seed in config.seeds_of(arm)
         for stage in (["train", "evaluate"] if arm.trained else ["evaluate"])
     ]
     if config.measure:
-        seed = config.seeds[0]
-        rows += [f"{models}/{arm.name}/seed{seed}/measure.rows.jsonl" for arm in config.arms]
+        rows += [
+            f"{models}/{arm.name}/seed{config.seeds_of(arm)[0]}/measure.rows.jsonl"
+            for arm in config.arms
+        ]
     return rows + tuning_rows_files(config)
 
 
@@ -93,7 +96,7 @@ def tuning_rows_files(config: Config, arm: str | None = None) -> list[str]:
         f"{tuning_folder(config, one.name, rate)}/tuning.rows.jsonl"
         for one in config.arms
         for rate in tuning_rates(config)
-        if one.trained and arm in (None, one.name)
+        if one.trained and one.tuned_like is None and arm in (None, one.name)
     ]
 
 
@@ -101,12 +104,8 @@ def tuned_file(config: Config, arm: str) -> list[str]:
     """The file with the learning rate that was chosen for an arm; none without tuning."""
     if config.tuning is None:
         return []
-    return [f"{run_folder(config)}/tuning/{arm}/chosen.json"]
-
-
-def arm_seeds(config: Config, arm: ArmConfig) -> list[int]:
-    """The seeds of an arm: one of a model from elsewhere, which is the same under every seed."""
-    return config.seeds if arm.checkpoint is None else config.seeds[:1]
+    source = config.tuned_as(config.arm(arm)).name
+    return [f"{run_folder(config)}/tuning/{source}/chosen.json"]
 
 
 def checkpoint_folder(config: Config, arm: str, seed: int | str) -> str:
@@ -122,7 +121,7 @@ def failed_arms(config: Config) -> list[str]:
     """Why training gave no model of an arm, and what to do, a line each."""
     lines = []
     for arm in config.arms:
-        for seed in config.seeds:
+        for seed in config.seeds_of(arm):
             folder = Path(run_folder(config)) / "models" / arm.name / f"seed{seed}"
             reason = read_failure(folder / "checkpoint")
             if reason:
@@ -133,8 +132,11 @@ def failed_arms(config: Config) -> list[str]:
 
 def inspection_pages(config: Config) -> list[str]:
     """The pages of kept tokens that a report links: of the first HAM arm, or none."""
-    arms = [arm.name for arm in config.arms if arm.mixer == INSPECTED_MIXER]
-    return [f"{report_folder(config)}/inspect/{arm}-seed{config.seeds[0]}.html" for arm in arms[:1]]
+    arms = [arm for arm in config.arms if arm.mixer == INSPECTED_MIXER]
+    return [
+        f"{report_folder(config)}/inspect/{arm.name}-seed{config.seeds_of(arm)[0]}.html"
+        for arm in arms[:1]
+    ]
 
 
 def mixer_files(root: Path | None = None) -> dict[str, str]:
@@ -224,14 +226,15 @@ def _stage_values(config: Config, stage: str, arm: ArmConfig | None) -> dict[str
     if stage == "prepare":
         return {key: data[key] for key in ("source", "hub", "tokenizer")}
     if stage == "report":
-        return values
+        return {key: value for key, value in values.items() if key != "workflow"}
     assert arm is not None
-    own = {"arm": arm.model_dump(mode="json"), "device": config.device}
+    # More seeds of an arm leave those that it has as they are.
+    own = {"arm": arm.model_dump(mode="json", exclude={"seeds"}), "device": config.device}
     if stage == "tune":
         return {"arm": arm.name, "tuning": values["tuning"]}
     if stage == "train":
         tuned = {} if config.tuning is None else {"tuning": values["tuning"]}
-        reference = config.reference.model_dump(mode="json")
+        reference = config.reference.model_dump(mode="json", exclude={"seeds"})
         budget = reference if config.model.match_parameters else None
         return {
             **own,

@@ -1,21 +1,35 @@
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 import pytest
 
 from ham.cli import main
 from ham.config import Config
 from ham.config_files import load_config
+from ham.errors import ConfigError
 from ham.fingerprint import repository_root
-from ham.plan import Plan, readable_bytes
+from ham.plan import Plan, format_plan, readable_bytes
+from ham.plan_gpu import COMPILE_SECONDS, PROCESS_SECONDS, GpuTimes, measured_speeds
+from ham.plan_note import note_lines, with_note
+from ham.report.manifest import collect_manifest, manifest_path, write_manifest
+from ham.report.rows import Row, write_rows
 
 FOLDER = repository_root() / "workflow/config"
+
+
+@functools.cache
+def planned(name: str) -> Plan:
+    """The plan of a shipped configuration; that of the large one takes seconds."""
+    return Plan(config(name), cores=16)
 
 
 def config(name: str, *overrides: str) -> Config:
     return load_config(FOLDER / f"{name}.yaml", overrides)
 
 
-@pytest.mark.parametrize("name", ["demo", "h100", "paper"])
+@pytest.mark.parametrize("name", ["demo", "h100"])
 def test_command_works_for_every_configuration(name: str, capsys: pytest.CaptureFixture):
     assert main(["plan", str(FOLDER / f"{name}.yaml")]) == 0
     printed = capsys.readouterr().out
@@ -23,26 +37,25 @@ def test_command_works_for_every_configuration(name: str, capsys: pytest.Capture
         assert word in printed
 
 
-def test_the_paper_configuration_says_that_it_was_not_run(capsys: pytest.CaptureFixture):
-    main(["plan", str(FOLDER / "paper.yaml")])
-    assert "not run" in capsys.readouterr().out
+def test_the_paper_configuration_says_that_it_was_not_run():
+    assert "not run" in format_plan(planned("paper"))
 
 
-@pytest.mark.parametrize("name", ["demo", "h100", "paper"])
+@pytest.mark.parametrize("name", ["demo", "h100", "h100-c", "paper"])
 def test_parameters_agree_within_one_percent(name: str):
-    counts = [arm.parameters for arm in Plan(config(name), cores=2).arms]
+    counts = [arm.parameters for arm in planned(name).arms]
     assert max(counts) - min(counts) <= 0.01 * counts[0]
 
 
 def test_jobs_are_arms_times_seeds():
-    plan = Plan(config("h100"), cores=16)
+    plan = planned("h100")
     jobs = {stage.stage: stage.jobs for stage in plan.stages}
     assert jobs == {
         "prepare": 1,
-        "tune": 24,
-        "train": 18,
-        "evaluate": 18,
-        "measure": 6,
+        "tune": 28,
+        "train": 36,
+        "evaluate": 36,
+        "measure": 10,
         "inspect": 1,
         "report": 1,
     }
@@ -83,7 +96,7 @@ def test_more_cores_make_it_shorter_and_more_steps_longer():
 
 
 def test_larger_token_ids_need_wider_shards():
-    small = Plan(config("paper"), cores=2)
+    small = planned("paper")
     assert small.token_bytes == 2 * small.corpus_tokens
     name = "hub:some/tokenizer-of-unknown-size"
     assert Plan(config("paper", f"data.tokenizer='{name}'"), 2).vocabulary_size == 50_304
@@ -94,3 +107,44 @@ def test_larger_token_ids_need_wider_shards():
 )
 def test_readable_bytes(count: float, text: str):
     assert readable_bytes(count) == text
+
+
+def test_tier_a_takes_less_than_forty_minutes_of_one_gpu():
+    plan = planned("h100")
+    assert 20 < plan.gpu_minutes < 40
+    # A command lasts ten minutes at most, and no process is to be cut off.
+    assert max(plan.gpu.batch_minutes) < 9.5
+
+
+def test_minutes_of_processes_are_those_of_their_jobs():
+    gpu = planned("h100").gpu
+    by_stage = gpu.minutes("train", tuning=True) + sum(
+        gpu.minutes(stage) for stage in ("train", "tune", "evaluate", "measure", "inspect")
+    )
+    assert sum(gpu.batch_minutes) == pytest.approx(by_stage)
+    first, second = gpu.costs[:2]
+    assert first.seconds - second.seconds == pytest.approx(PROCESS_SECONDS + COMPILE_SECONDS)
+
+
+def test_a_measured_speed_takes_the_place_of_the_assumed_one(tmp_path: Path):
+    described = config("h100")
+    manifest = collect_manifest(described.model_dump(mode="json"), ["ham"])
+    rows = tmp_path / "published/x/transformer-seed0-train.rows.jsonl"
+    common = {"experiment": "train", "model": "transformer", "mixer": "transformer"}
+    speed = {"metric": "steady_tokens_per_second", "value": 5e6, "device": "NVIDIA H100"}
+    write_rows(rows, [Row(**common, **speed)])
+    write_manifest(manifest_path(rows), manifest)
+    assert list(measured_speeds(tmp_path).values()) == [5e6]
+    arms = Plan(described, cores=16).arms
+    times = GpuTimes(described, arms, tmp_path)
+    assert times.tokens_per_second("transformer") == (5e6, True)
+    assert times.tokens_per_second("ham-cosine")[1] is False
+    other = config("h100", "train.batch_size=16")
+    assert GpuTimes(other, arms, tmp_path).tokens_per_second("transformer")[1] is False
+
+
+def test_the_estimate_in_the_paper_configuration_is_that_of_the_cost_model():
+    text = (FOLDER / "paper.yaml").read_text()
+    assert with_note(text, note_lines(planned("paper"))) == text
+    with pytest.raises(ConfigError, match="estimates GPU hours"):
+        note_lines(Plan(config("demo"), cores=1))

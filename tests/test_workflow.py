@@ -98,18 +98,7 @@ def demo(**changes: object) -> Config:
     ("name", "jobs"),
     [
         ("demo", {"train": 6, "evaluate": 6, "measure": 6, "total": 22}),
-        (
-            "h100",
-            {
-                "tuning_run": 24,
-                "tune": 6,
-                "train": 18,
-                "evaluate": 18,
-                "measure": 6,
-                "total": 76,
-            },
-        ),
-        ("paper", {"train": 6, "evaluate": 6, "measure": 6, "total": 22}),
+        ("paper", {"train": 8, "evaluate": 8, "measure": 8, "total": 28}),
     ],
 )
 def test_dry_run_of_shipped_configurations(name: str, jobs: dict[str, int], tmp_path: Path):
@@ -117,6 +106,11 @@ def test_dry_run_of_shipped_configurations(name: str, jobs: dict[str, int], tmp_
     assert found == {"prepare": 1, "inspect": 1, "report": 1, "all": 1, **jobs}
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "reports").exists()
+
+
+def test_jobs_that_share_processes_are_one_rule(tmp_path: Path):
+    found = planned_jobs(tmp_path, "--configfile", str(FOLDER / "h100.yaml"))
+    assert found == {"prepare": 1, "batch": 6, "report": 1, "all": 1, "total": 9}
 
 
 def test_the_demo_is_the_default(tmp_path: Path):
@@ -128,7 +122,7 @@ def test_the_demo_is_the_default(tmp_path: Path):
 def test_profiles_dry_run(profile: str, tmp_path: Path):
     folder = ROOT / "workflow/profiles" / profile
     config = ["--configfile", str(FOLDER / "h100.yaml")]
-    assert planned_jobs(tmp_path, "--profile", str(folder), *config)["train"] == 18
+    assert planned_jobs(tmp_path, "--profile", str(folder), *config)["batch"] == 6
 
 
 def test_linters_pass(tmp_path: Path):

@@ -46,8 +46,6 @@ def _check(arguments: argparse.Namespace) -> int:
     from ham.config_files import load_config
 
     config = load_config(arguments.config, arguments.overrides).check_registry()
-    jobs = len(config.arms) * len(config.seeds)
-    print(
-        f"{config.name}: valid; {len(config.arms)} arms × {len(config.seeds)} seeds = {jobs} jobs"
-    )
+    jobs = sum(len(config.seeds_of(arm)) for arm in config.arms)
+    print(f"{config.name}: valid; {len(config.arms)} arms, {jobs} jobs of an arm and a seed")
     return 0

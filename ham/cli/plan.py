@@ -15,14 +15,25 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--cores", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s"
     )
+    parser.add_argument(
+        "--note", action="store_true", help="write the estimate into CONFIG, one file, as comments"
+    )
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     from ham.config_files import load_config
+    from ham.errors import ConfigError
     from ham.plan import Plan, format_plan
+    from ham.plan_note import write_note
 
     config = load_config(arguments.config, arguments.overrides).check_registry()
-    print(format_plan(Plan(config, cores=arguments.cores)))
+    plan = Plan(config, cores=arguments.cores)
+    if not arguments.note:
+        print(format_plan(plan))
+        return 0
+    if len(arguments.config) > 1 or arguments.overrides:
+        raise ConfigError("--note writes into one file: give one CONFIG and no --set")
+    write_note(arguments.config[0], plan)
     return 0

@@ -20,6 +20,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     seal = actions.add_parser("seal", help="write checksums of results that were copied by hand")
     seal.add_argument("name", help="folder of results/published")
     seal.set_defaults(handler=write_seal)
+    readme = actions.add_parser("readme", help="write the results section of README.md")
+    readme.set_defaults(handler=write_section)
 
 
 def publish(arguments: argparse.Namespace) -> int:
@@ -47,4 +49,12 @@ def write_seal(arguments: argparse.Namespace) -> int:
     from ham.report.publish import RESULTS, write_checksums
 
     print(write_checksums(RESULTS / arguments.name))
+    return 0
+
+
+def write_section(arguments: argparse.Namespace) -> int:
+    """Make the results section of README.md from what is published."""
+    from ham.report.readme import write_readme
+
+    print(write_readme())
     return 0

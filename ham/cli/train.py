@@ -103,13 +103,16 @@ def rate_overrides(arguments: argparse.Namespace, config: Config) -> list[str]:
             f"a tuning run has seed tuning.seed, {tuning.seed}; received {arguments.seed}"
         )
     rate = legal_rate(config, arguments.learning_rate, "--learning-rate")
-    overrides = [_rate_override(rate), f"seeds=[{tuning.seed}]", "tuning=null"]
-    if tuning.steps is None:
-        return overrides
-    # An arm may have steps of its own; in tuning runs all have the same.
-    arms = [arm.model_copy(update={"steps": None}) for arm in config.arms]
-    described = json.dumps([arm.model_dump(mode="json") for arm in arms])
-    return [*overrides, f"train.steps={tuning.steps}", f"arms={described}"]
+    # An arm may have seeds and steps of its own; in tuning runs all have the same.
+    same = {"seeds": None} if tuning.steps is None else {"seeds": None, "steps": None}
+    arms = [arm.model_copy(update=same).model_dump(mode="json") for arm in config.arms]
+    overrides = [
+        _rate_override(rate),
+        f"seeds=[{tuning.seed}]",
+        "tuning=null",
+        f"arms={json.dumps(arms)}",
+    ]
+    return overrides if tuning.steps is None else [*overrides, f"train.steps={tuning.steps}"]
 
 
 def _rate_override(rate: float) -> str:

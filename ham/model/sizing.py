@@ -108,7 +108,7 @@ def plain_model(config: Config, arm: ArmConfig, vocabulary_size: int) -> ModelFa
         layers=config.model.layers,
         width=config.model.width,
         heads=config.model.heads,
-        mlp_width=plain_mlp_width(config.model.width),
+        mlp_width=config.model.mlp_width or plain_mlp_width(config.model.width),
         max_positions=config.model.max_positions,
         context=config.data.context,
         tokenizer=config.data.tokenizer,

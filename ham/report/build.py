@@ -25,6 +25,7 @@ from ham.files import atomic_writer, write_json, write_text
 from ham.report import table_format
 from ham.report.aggregate import Results
 from ham.report.figures import FIGURES
+from ham.report.first_screen import first_screen, missing_jobs
 from ham.report.html import INSPECTION_CAPTION, Page, PageFigure, failure_lines, render_page
 from ham.report.plots_base import Look, save_png, save_svg, style_context
 from ham.report.provenance import Manifest, gather
@@ -116,7 +117,10 @@ def build_report(
         if name not in PARTS_OF_TABLES:
             build.skip("table", name, f"{title} (table)", "not run")
         build.remove(*(f"tables/{name}.{suffix}" for suffix in ("md", "csv", "tex")))
-    ledger = None
+    absent = missing_jobs(settings, results)
+    for job in absent:
+        build.skip("job", job, job, "no rows")
+    ledger, judged = None, None
     if claims is not None:
         judged = judge(claims, observe(results.rows, manifests, source, settings))
         ledger = ledger_table(judged, [source], claims_file)
@@ -134,7 +138,10 @@ def build_report(
         scale=settings.get("scale"),
         results=results,
         styles=look.styles,
-        sentences=summary_sentences(results, look),
+        sentences=[
+            *first_screen(results, settings, judged, known, absent),
+            *summary_sentences(results, look),
+        ],
         tables=tables,
         figures=figures,
         skipped=build.skipped,

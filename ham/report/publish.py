@@ -12,17 +12,18 @@ are source files: no rule ever writes them, so a fresh machine reruns nothing. T
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from pathlib import Path
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
 
 from ham.claims.config import load_claims, shipped_claims
+from ham.config import Config
 from ham.config_files import load_config, read_yaml
 from ham.errors import ConfigError, MissingDataError
-from ham.files import atomic_writer, sha256_file, write_json, write_text
+from ham.files import sha256_file, write_folder, write_json, write_text
 from ham.report.build import build_report
 from ham.report.figure_compare import drawing_versions
 from ham.report.kernel_report import build_kernel_report
@@ -60,28 +61,51 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
         ConfigError: If something is published under that name already.
         MissingDataError: If a job of the run has no rows yet; the message names it.
     """
+    require_unpublished(name, root)
+    config = load_config(config_paths)
+    sources = rows_files(config)
+    missing = [path for path in sources if not (root / path).is_file()]
+    if missing:
+        raise MissingDataError(
+            f"{root / missing[0]} does not exist ({len(missing)} of {len(sources)} rows files are "
+            "missing); finish the run first"
+        )
+    paths = [path for source in sources for path in (source, str(manifest_path(source)))]
+    return publish_files(config, {path: (root / path).read_bytes() for path in paths}, name, root)
+
+
+def require_unpublished(name: str, root: Path = Path()) -> None:
+    """Refuse a name that is taken.
+
+    Raises:
+        ConfigError: If something is published under it.
+    """
     folder = root / RESULTS / name
     if folder.exists():
         raise ConfigError(f"{folder} exists; published results are never overwritten")
-    config = load_config(config_paths)
-    sources = [root / path for path in rows_files(config)]
-    missing = [path for path in sources if not path.is_file()]
-    if missing:
-        raise MissingDataError(
-            f"{missing[0]} does not exist ({len(missing)} of {len(sources)} rows files are "
-            "missing); finish the run first"
-        )
-    written = []
-    for source in sources:
-        arm, seed = source.parts[-3:-1]
-        target = folder / f"{arm}-{seed}-{source.name}"
-        _copy(source, target)
-        _copy(manifest_path(source), manifest_path(target))
-        written.append(target)
-    write_text(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json")))
-    _copy(shipped_claims(), folder / CLAIMS_FILE)
-    write_checksums(folder)
-    return written
+
+
+def publish_files(
+    config: Config, files: Mapping[str, bytes], name: str, root: Path = Path()
+) -> list[Path]:
+    """Keep rows and manifests of a run, given by their paths in the run, in one step.
+
+    Returns:
+        The rows files written.
+
+    Raises:
+        ConfigError: If something is published under that name already.
+    """
+    require_unpublished(name, root)
+    kept = {"-".join(PurePosixPath(path).parts[-3:]): content for path, content in files.items()}
+    kept[CONFIG_FILE] = yaml.safe_dump(config.model_dump(mode="json")).encode()
+    kept[CLAIMS_FILE] = shipped_claims().read_bytes()
+    kept[CHECKSUMS] = checksum_text(
+        {path: sha256(kept[path]).hexdigest() for path in kept}
+    ).encode()
+    folder = root / RESULTS / name
+    write_folder(folder, kept)
+    return [folder / path for path in kept if path.endswith(ROWS.removeprefix("*"))]
 
 
 def published_names(root: Path = Path()) -> list[str]:
@@ -156,9 +180,16 @@ def write_checksums(folder: Path) -> Path:
     if not any(folder.glob(ROWS)):
         raise MissingDataError(f"{folder} holds no {ROWS}")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    write_text(target, "".join(lines))
+    write_text(
+        target,
+        checksum_text({path.relative_to(folder).as_posix(): sha256_file(path) for path in files}),
+    )
     return target
+
+
+def checksum_text(digests: Mapping[str, str]) -> str:
+    """Checksums by name, in the format of `sha256sum`."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
 def _build_run(config: Path, files: list[Path], target: Path) -> Path:
@@ -206,8 +237,3 @@ def _first_experiment(path: Path) -> str | None:
         return json.loads(line).get("experiment")
     except (ValueError, AttributeError):
         return None
-
-
-def _copy(source: Path, target: Path | os.PathLike) -> None:
-    with open(source, "rb") as reader, atomic_writer(target, "wb") as writer:
-        shutil.copyfileobj(reader, writer)

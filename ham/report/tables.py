@@ -56,7 +56,8 @@ PARTS_OF_TABLES = {"needle_routed": "needle", "token_classes": "language_modelli
 def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str]]:
     """Every table that has rows, and the names and titles of those that were not run.
 
-    Learning rates are tried only where the configuration says so, so they are never "not run".
+    Learning rates are tried only where the configuration says so, and earlier runs did not measure
+    the loss on text that they had seen, so neither is ever "not run".
     """
     tables, skipped = [comparison(results, look)], {}
     for name, make in DETAIL_TABLES.items():
@@ -65,9 +66,9 @@ def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str
             tables.append(table)
         else:
             skipped[name] = table.title
-    sweep = tables_tuning.tuning(results)
-    if sweep.records:
-        tables.append(sweep)
+    for table in (tables_quality.generalisation(results), tables_tuning.tuning(results)):
+        if table.records:
+            tables.append(table)
     return tables, skipped
 
 

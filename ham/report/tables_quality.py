@@ -194,6 +194,41 @@ def dial(results: Results) -> Table:
     return Table("dial", "The dial", note, columns, records)
 
 
+def generalisation(results: Results) -> Table:
+    """How much better the text that was trained on is predicted than held-out text."""
+    columns = [
+        MODEL,
+        Column("epochs", "passes over the corpus", formats.significant),
+        Column("training_loss", "text trained on (nats)", formats.bits),
+        Column("validation_loss", "held-out text (nats)", formats.bits),
+        Column("gap", "gap", formats.signed_bits),
+    ]
+    records: list[Record] = []
+    measured = results.find("train", "loss_nats", task="training_text")
+    for model in models_of(results, "train") if measured else ():
+        seen, held_out = (
+            points[-1].cell if points else NOT_RUN
+            for points in (
+                results.series("train", "loss_nats", model=model, task=task)
+                for task in ("training_text", "validation")
+            )
+        )
+        records.append(
+            {
+                "model": model,
+                "epochs": results.cell("train", "corpus_epochs", model=model),
+                "training_loss": or_failure(seen, held_out),
+                "validation_loss": held_out,
+                "gap": difference(held_out, seen),
+            }
+        )
+    note = (
+        "Loss per token after training, on windows of both splits without recall documents. A gap "
+        "is what a model knows by heart, and the difference between the texts."
+    )
+    return Table("generalisation", "Seen and held-out text", note, columns, records)
+
+
 def training(results: Results) -> Table:
     """Final losses and cost of the training runs."""
     columns = [

@@ -12,8 +12,10 @@ from __future__ import annotations
 import itertools
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ham.config_files import read_yaml
 from ham.errors import ConfigError, HamError, MissingDataError
@@ -165,9 +167,23 @@ def _config_faults(path: Path) -> list[str]:
     """A run's manifests were written under the configuration that is kept beside them."""
     kept = read_yaml(path.with_name(CONFIG_FILE))
     beside = manifest_path(path)
-    if kept == read_manifest(beside).get("config"):
+    recorded = read_manifest(beside).get("config") or {}
+    if _untuned(kept) == _untuned(recorded) if kept.get("tuning") else kept == recorded:
         return []
     return [f"{beside.name} has another configuration than {CONFIG_FILE}"]
+
+
+def _untuned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what `ham train` sets from the tuning section: rate, steps, seeds."""
+    train = dict(config.get("train", {}))
+    for key in ("learning_rate", "steps"):
+        train.pop(key, None)
+    arms = [
+        {key: value for key, value in arm.items() if key not in ("steps", "seeds")}
+        for arm in config.get("arms", [])
+    ]
+    rest = {key: value for key, value in config.items() if key not in ("tuning", "seeds")}
+    return {**rest, "train": train, "arms": arms}
 
 
 def _check_report(root: Path, found: Verification) -> None:

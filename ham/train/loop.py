@@ -45,6 +45,9 @@ from ham.train.tokenizer import load_tokenizer
 from ham.train.tuning import LABEL
 
 HELD_OUT_SEED = 0
+TRAINING_TEXT = "training_text"
+"""Task of the loss on text that was trained on, without recall documents: beside the validation
+loss it says how far a model has learned its corpus by heart."""
 STATE_ROOT = Path("results/.state")
 
 
@@ -185,7 +188,9 @@ class Trainer:
                 if math.isfinite(threshold):
                     self._log("threshold", threshold, layer=layer)
         if self.step % self.settings.validation_every == 0 or self.step == self.settings.steps:
-            self._log("loss_nats", self._validation_loss(), task="validation")
+            self._log("loss_nats", self._text_loss("validation"), task="validation")
+        if self.step == self.settings.steps:
+            self._log("loss_nats", self._text_loss("train"), task=TRAINING_TEXT)
 
     def _log(self, metric: str, value: float, task: str | None = None, **labels: int) -> None:
         self.log.append(
@@ -193,9 +198,9 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Mean loss in nats per token on the same windows of held-out text for every arm."""
-        sampler = self._sampler("validation", 0.0, HELD_OUT_SEED)
+    def _text_loss(self, split: str) -> float:
+        """Mean loss in nats per token on windows of a split, the same ones for every arm."""
+        sampler = self._sampler(split, 0.0, HELD_OUT_SEED)
         self.model.eval()
         losses = []
         for index in range(self.settings.validation_batches):
@@ -327,6 +332,9 @@ class Trainer:
         writer.add("train", LABEL, self.settings.learning_rate)
         writer.add("train", "tokens_per_second", tokens / self.clock.seconds)
         writer.add("train", "wall_seconds", self.clock.seconds)
+        texts = self.settings.steps * self.settings.batch_size
+        texts *= 1 - self.config.data.recall_fraction
+        writer.add("train", "corpus_epochs", texts / self.batches.windows)
         self._add_steady_speed(writer)
         writer.add("train", "peak_memory_bytes", peak_memory_bytes(self.job.device))
         return writer

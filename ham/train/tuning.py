@@ -119,8 +119,9 @@ def chosen_rate(path: str | os.PathLike, config: Config, arm: str) -> float:
         raise ConfigError(f"{path} holds no learning rate: {failure}")
     if not isinstance(record, Mapping) or not {"arm", "learning_rate"} <= set(record):
         raise CorruptFileError(f"{path} is not a choice of `ham tune`")
-    if record["arm"] != arm:
-        raise ConfigError(f"{path} is the choice of arm {record['arm']!r}; asked for {arm!r}")
+    source = config.tuned_as(config.arm(arm)).name
+    if record["arm"] != source:
+        raise ConfigError(f"{path} is the choice of arm {record['arm']!r}; asked for {source!r}")
     return legal_rate(config, record["learning_rate"], str(path))
 
 

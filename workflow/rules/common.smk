@@ -6,8 +6,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from ham.batch.tasks import Tasks
 from ham.errors import HamError
 from ham.workflow import (
+    CONFIG_COPY,
     SPLITS,
     checkpoint_folder,
     failed_arms,
@@ -34,7 +36,7 @@ except HamError as error:
 ENVIRONMENT = "../../environment.yml"
 RUN = run_folder(CONFIG)
 # Not an input: each rule declares the part of the configuration that it reads as a hash.
-CONFIG_FILE = f"{RUN}/config.yaml"
+CONFIG_FILE = f"{RUN}/{CONFIG_COPY}"
 REPORT = report_folder(CONFIG)
 JOB = f"{RUN}/models/{{arm}}/seed{{seed}}"
 LOG = f"{RUN}/logs/{{arm}}/seed{{seed}}"
@@ -42,6 +44,8 @@ CODE = {arm.name: arm.code for arm in CONFIG.arms}
 TRAINED = "|".join(re.escape(arm.name) for arm in CONFIG.arms if arm.trained)
 GPU = gpus_per_job(CONFIG)
 FULL = CONFIG.scale == "full"
+TASKS = Tasks(CONFIG, CONFIG_FILE)
+BATCHED = CONFIG.workflow.jobs_per_process > 1
 MEMORY_MB = 32000 if FULL else 3500
 
 # Jobs run under the interpreter that runs Snakemake.
@@ -55,9 +59,21 @@ def checkpoint_read(wildcards):
     return checkpoint_folder(CONFIG, wildcards.arm, wildcards.seed)
 
 
+def batch_files(numbers):
+    """What batches write when all of their jobs are done."""
+    return [f"{RUN}/batches/{number}.json" for number in numbers]
+
+
+# What the report waits for; the rows themselves are outputs only where each job has a rule.
+ROWS = rows_files(CONFIG)
+RESULTS = batch_files(range(len(TASKS.batches))) if BATCHED else ROWS
+PAGES = inspection_pages(CONFIG)
+
+
 wildcard_constraints:
+    number="[0-9]+",
     arm="|".join(re.escape(arm.name) for arm in CONFIG.arms),
-    seed="|".join(str(seed) for seed in CONFIG.seeds),
+    seed="|".join(str(seed) for seed in CONFIG.all_seeds),
     rate="[0-9.e+-]+",
 
 

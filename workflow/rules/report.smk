@@ -1,8 +1,8 @@
 rule report:
     """Tables, figures and the HTML page, from the rows alone."""
     input:
-        rows=rows_files(CONFIG),
-        inspection=inspection_pages(CONFIG),
+        results=RESULTS,
+        inspection=[] if BATCHED else PAGES,
         claims=f"{workflow.basedir}/workflow/config/claims.yaml",
     output:
         page=report(
@@ -39,11 +39,10 @@ rule report:
         code=stage_fingerprint("report"),
         config=stage_hash(CONFIG, "report"),
         folder=subpath(output.page, parent=True),
-        inspection=lambda wildcards, input: (
-            f"--inspection {input.inspection}" if input.inspection else ""
-        ),
+        rows=ROWS,
+        inspection=f"--inspection {PAGES[0]}" if PAGES else "",
     message:
         "Write tables, figures and the page: {output.page}"
     shell:
-        "python -m ham report --rows {input.rows} --config {params.file}"
+        "python -m ham report --rows {params.rows} --config {params.file}"
         " --claims {input.claims} --out {params.folder} {params.inspection} > {log} 2>&1"

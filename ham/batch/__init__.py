@@ -1,0 +1,1 @@
+"""Several jobs of the pipeline in one process: `ham batch`."""

@@ -1,0 +1,49 @@
+"""`ham merge`: publish the union of pieces of one experiment."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+MOST_LINES = 20
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `ham merge`."""
+    parser = subparsers.add_parser("merge", help="publish the union of pieces of one experiment")
+    parser.add_argument(
+        "pieces", type=Path, nargs="+", metavar="PIECE", help="of `ham pack`, or results/runs/NAME"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="new folder of results/published"
+    )
+    parser.add_argument("--check", action="store_true", help="say what is missing, write nothing")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the pieces, publish their union, make its report, name what is missing."""
+    from ham.pieces.archive import open_piece
+    from ham.pieces.merge import unite
+    from ham.report.publish import build_published, publish_files, require_unpublished
+    from ham.report.verify import published_name
+
+    root, name = published_name(arguments.out)
+    if not arguments.check:
+        require_unpublished(name, root)
+    union = unite([open_piece(path) for path in arguments.pieces])
+    if not arguments.check:
+        written = publish_files(union.tasks.config, union.files, name, root)
+        print(f"{len(written)} rows files in {arguments.out}")
+        for page in build_published(name, root):
+            print(page)
+    if len(union.commits) > 1:
+        print(f"ham: warning: jobs of {len(union.commits)} commits: {', '.join(union.commits)}")
+    total = len(union.present) + len(union.missing)
+    print(f"{len(union.present)} of {total} jobs with rows are there")
+    for task in union.missing[:MOST_LINES]:
+        print(f"missing: {task.name}", file=sys.stderr)
+    if len(union.missing) > MOST_LINES:
+        print(f"and {len(union.missing) - MOST_LINES} more", file=sys.stderr)
+    return 0

@@ -1,0 +1,1 @@
+"""One experiment in several pieces: what each machine finished, carried home and put together."""

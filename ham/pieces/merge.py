@@ -1,0 +1,151 @@
+"""Pieces of one experiment put together: checked for agreement, and what is missing named.
+
+Numbers of two machines stand in one table only if the same configuration and the same code made
+them. Pieces with different configurations are refused, and so are jobs of one arm and stage with
+different hashes, and a job that two pieces have with different results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ham.batch.tasks import Task, Tasks
+from ham.compare.manifests import flatten
+from ham.errors import ConfigError, CorruptFileError
+from ham.pieces.archive import Piece
+from ham.report.manifest import manifest_path
+from ham.report.rows import Row
+
+COMPARED = ("config_hash", "code_fingerprint")
+MOST_KEYS = 5
+
+
+@dataclass
+class Union:
+    """All jobs of several pieces.
+
+    Attributes:
+        tasks: The jobs of the whole experiment.
+        files: Rows and manifests by path in the checkout.
+        missing: Jobs that no piece has.
+        commits: The commits behind the jobs; one, if the code was frozen.
+    """
+
+    tasks: Tasks
+    files: dict[str, bytes] = field(default_factory=dict)
+    missing: list[Task] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def present(self) -> list[Task]:
+        """The jobs that some piece has, of those with rows."""
+        return [task for task in self.tasks.all if self.tasks.result(task) in self.files]
+
+
+def unite(pieces: Sequence[Piece]) -> Union:
+    """Put pieces together.
+
+    Raises:
+        ConfigError: If configurations, hashes or the results of a job disagree; names both values
+            and the pieces that they are from.
+    """
+    first = pieces[0]
+    for other in pieces[1:]:
+        _require_same_config(first, other)
+    union = Union(first.tasks)
+    seen: dict[tuple[str, str, str], tuple[str, str]] = {}
+    owners: dict[str, str] = {}
+    commits = set()
+    for piece in pieces:
+        for task in union.tasks.all:
+            result = union.tasks.result(task)
+            if not result.endswith(".jsonl") or not piece.has(task):
+                continue
+            _require_same_code(seen, task, piece)
+            manifest = str(manifest_path(result))
+            if result not in union.files:
+                owners[result] = piece.source
+                union.files |= {path: piece.files[path] for path in (result, manifest)}
+                commits.add(_commit(piece, manifest))
+            elif union.files[result] != piece.files[result]:
+                sources = owners[result], piece.source
+                raise ConfigError(
+                    f"{task.name} is in two pieces with different results: "
+                    f"{_first_difference(union.files[result], piece.files[result], sources)}"
+                )
+    union.missing = [
+        task
+        for task in union.tasks.all
+        if union.tasks.result(task).endswith(".jsonl") and task not in union.present
+    ]
+    union.commits = sorted(commits)
+    return union
+
+
+def _require_same_config(one: Piece, other: Piece) -> None:
+    if one.config_hash == other.config_hash:
+        return
+    sides = [
+        dict(flatten(piece.config.model_dump(mode="json", exclude={"workflow"})))
+        for piece in (one, other)
+    ]
+    keys = [key for key in {**sides[0], **sides[1]} if sides[0].get(key) != sides[1].get(key)]
+    listed = "; ".join(
+        f"{key}: {sides[0].get(key)!r} and {sides[1].get(key)!r}" for key in keys[:MOST_KEYS]
+    )
+    raise ConfigError(
+        f"{one.source} has configuration {one.config_hash}, {other.source} has "
+        f"{other.config_hash}; they differ in {len(keys)} keys: {listed}"
+    )
+
+
+def _require_same_code(
+    seen: dict[tuple[str, str, str], tuple[str, str]], task: Task, piece: Piece
+) -> None:
+    """Jobs of one arm and stage, and of one rate where rates are tried, have the same hashes."""
+    row = _rows(piece.files[piece.tasks.result(task)], piece.source)[0]
+    for name in COMPARED:
+        place = (name, f"{task.stage} {task.arm}", task.rate or "")
+        value = str(row.get(name))
+        known, source = seen.setdefault(place, (value, piece.source))
+        if known != value:
+            raise ConfigError(
+                f"{task.stage} {task.arm} was made under different {name}s: {known} in {source}, "
+                f"{value} in {piece.source} ({task.name})"
+            )
+
+
+def _first_difference(one: bytes, other: bytes, sources: tuple[str, str]) -> str:
+    """The first row that differs, or the number of rows."""
+    sides = [_rows(content, source) for content, source in zip((one, other), sources, strict=True)]
+    for left, right in zip(*sides, strict=False):
+        if left != right:
+            names = [key for key in left if left[key] != right.get(key)]
+            where = f"{left['metric']} at {left['x_name']} {left['x_value']}"
+            values = " and ".join(
+                str({name: row.get(name) for name in names}) for row in (left, right)
+            )
+            return f"{where}: {values} in {sources[0]} and {sources[1]}"
+    return f"{len(sides[0])} rows in {sources[0]}, {len(sides[1])} in {sources[1]}"
+
+
+def _rows(content: bytes, source: str) -> list[dict[str, Any]]:
+    """The rows of a file, each checked against the schema."""
+    try:
+        rows = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+        for row in rows:
+            Row.model_validate(row)
+    except ValueError as error:
+        raise CorruptFileError(f"{source} holds rows that are none: {error}") from error
+    if not rows:
+        raise CorruptFileError(f"{source} holds a job without rows")
+    return rows
+
+
+def _commit(piece: Piece, manifest: str) -> str:
+    record = json.loads(piece.files[manifest])
+    changes = f" with changes {record['dirty_hash']}" if record.get("dirty") else ""
+    return f"{record.get('commit', 'unknown')}{changes}"

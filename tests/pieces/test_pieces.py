@@ -1,0 +1,181 @@
+"""Pieces of an experiment: packed, carried on, put together, refused where they disagree."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ham.batch.keys import key_path
+from ham.batch.tasks import Task, Tasks
+from ham.cli import main
+from ham.config_files import load_config
+from ham.errors import ConfigError, CorruptFileError, MissingDataError
+from ham.files import write_json, write_text
+from ham.pieces.archive import piece_of_run, read_piece, unpack, write_piece
+from ham.pieces.merge import unite
+from ham.report.manifest import collect_manifest, manifest_path, write_manifest
+from ham.report.rows import Row, write_rows
+from ham.report.verify import verify_published
+
+VALUES = {
+    "name": "tiny",
+    "scale": "full",
+    "device": "cpu",
+    "seeds": [0, 1],
+    "arms": [{"name": "a", "mixer": "transformer"}],
+    "measure": None,
+}
+
+
+class Machine:
+    """A checkout on which some jobs of the experiment were done, without running any."""
+
+    def __init__(self, root: Path, **changes: object):
+        self.root = root
+        self.run = root / "results/runs/tiny"
+        write_text(self.run / "config.yaml", yaml.safe_dump({**VALUES, **changes}))
+        self.config = load_config(self.run / "config.yaml")
+        write_text(self.run / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json")))
+        self.tasks = Tasks(self.config, "results/runs/tiny/config.yaml")
+
+    def does(self, *tasks: Task, value: float = 2.0, code: str = "c0de") -> Machine:
+        for task in tasks:
+            rows = self.root / self.tasks.result(task)
+            manifest = collect_manifest(self.config.model_dump(mode="json"), ["ham"], [task.seed])
+            row = Row(
+                experiment="train" if task.stage == "train" else "language_modelling",
+                metric="loss_nats" if task.stage == "train" else "bits_per_byte",
+                value=value,
+                x_name="step" if task.stage == "train" else "context",
+                x_value=512,
+                model=task.arm,
+                mixer="transformer",
+                parameters=1000,
+                seed=task.seed,
+                device="CPU",
+                config_hash="cf9",
+                code_fingerprint=code,
+                manifest_id=manifest["manifest_id"],
+            )
+            write_rows(rows, [row])
+            write_manifest(manifest_path(rows), manifest)
+            write_json(key_path(rows), {"job": task.name})
+            if task.stage == "train":
+                checkpoint = self.root / self.tasks.checkpoint(task)
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                (checkpoint / "weights").write_bytes(os.urandom(3000))
+        return self
+
+
+TRAIN = [Task("train", "a", seed) for seed in (0, 1)]
+EVALUATE = [Task("evaluate", "a", seed) for seed in (0, 1)]
+
+
+def test_a_piece_comes_back_as_it_was_packed(tmp_path: Path):
+    machine = Machine(tmp_path).does(TRAIN[0])
+    piece = piece_of_run(machine.run)
+    (path,) = write_piece(piece, tmp_path / "piece.tar.xz")
+    again = read_piece(path)
+    assert again.files == piece.files
+    assert again.config_hash == piece.config_hash
+    assert not [name for name in piece.files if "checkpoint" in name]
+    # The same jobs make the same bytes.
+    (other,) = write_piece(piece_of_run(machine.run), tmp_path / "other.tar.xz")
+    assert other.read_bytes() == path.read_bytes()
+
+
+def test_needed_checkpoints_are_those_that_an_unfinished_job_reads(tmp_path: Path):
+    machine = Machine(tmp_path).does(*TRAIN, EVALUATE[0])
+    taken = [name for name in piece_of_run(machine.run, "needed").files if "weights" in name]
+    assert taken == ["results/runs/tiny/models/a/seed1/checkpoint/weights"]
+    assert len([n for n in piece_of_run(machine.run, "all").files if "weights" in n]) == 2
+
+
+def test_parts_are_put_together_and_a_lost_one_is_missed(tmp_path: Path):
+    piece = piece_of_run(Machine(tmp_path).does(*TRAIN).run, "all")
+    parts = write_piece(piece, tmp_path / "piece.tar.xz", part_mebibytes=0.004)
+    assert len(parts) > 1
+    assert max(part.stat().st_size for part in parts) <= 0.004 * (1 << 20) + 1
+    assert read_piece(parts[0]).files == piece.files
+    parts[1].unlink()
+    with pytest.raises((MissingDataError, CorruptFileError)):
+        read_piece(parts[0])
+
+
+def test_damaged_pieces_are_refused(tmp_path: Path):
+    (path,) = write_piece(piece_of_run(Machine(tmp_path).does(*TRAIN).run), tmp_path / "p.tar.xz")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CorruptFileError, match="no piece of `ham pack`, or damaged"):
+        read_piece(path)
+    with pytest.raises(MissingDataError, match="does not exist"):
+        read_piece(tmp_path / "nothing")
+
+
+def test_the_next_machine_gets_the_files_and_never_loses_its_own(tmp_path: Path):
+    piece = piece_of_run(Machine(tmp_path / "one").does(TRAIN[0]).run)
+    new = unpack([piece], tmp_path / "two")
+    assert sorted(new) == sorted(piece.files)
+    assert unpack([piece], tmp_path / "two") == []
+    other = piece_of_run(Machine(tmp_path / "three").does(TRAIN[0], value=3.0).run)
+    with pytest.raises(ConfigError, match="exists and is not the one of"):
+        unpack([other], tmp_path / "two")
+
+
+def test_the_union_says_what_is_missing(tmp_path: Path):
+    one = piece_of_run(Machine(tmp_path / "one").does(TRAIN[0], EVALUATE[0]).run)
+    two = piece_of_run(Machine(tmp_path / "two").does(TRAIN[1]).run)
+    union = unite([one, two])
+    assert [task.name for task in union.missing] == ["evaluate a seed 1"]
+    assert len(union.present) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "values", "message"),
+    [
+        ({"train": {"steps": 7}}, {}, r"they differ in 1 keys: train.steps: 100 and 7"),
+        ({}, {"code": "0ther"}, r"different code_fingerprints: c0de in .*one.*, 0ther in .*two"),
+    ],
+)
+def test_pieces_that_disagree_are_refused(
+    tmp_path: Path, changes: dict, values: dict, message: str
+):
+    one = piece_of_run(Machine(tmp_path / "one").does(TRAIN[0]).run)
+    two = piece_of_run(Machine(tmp_path / "two", **changes).does(TRAIN[1], **values).run)
+    with pytest.raises(ConfigError, match=message):
+        unite([one, two])
+
+
+def test_how_jobs_share_processes_is_no_disagreement(tmp_path: Path):
+    one = piece_of_run(Machine(tmp_path / "one").does(TRAIN[0]).run)
+    other = Machine(tmp_path / "two", workflow={"jobs_per_process": 3}).does(TRAIN[1])
+    assert len(unite([one, piece_of_run(other.run)]).present) == 2
+
+
+def test_a_job_done_twice_with_different_numbers_is_refused(tmp_path: Path):
+    one = piece_of_run(Machine(tmp_path / "one").does(TRAIN[0]).run)
+    assert len(unite([one, one]).present) == 1
+    two = piece_of_run(Machine(tmp_path / "two").does(TRAIN[0], value=2.5).run)
+    message = r"train a seed 0 is in two pieces with different results: loss_nats .*2\.0.*2\.5"
+    with pytest.raises(ConfigError, match=message):
+        unite([one, two])
+
+
+def test_merging_publishes_a_report_that_lists_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    machine = Machine(tmp_path).does(*TRAIN, EVALUATE[0])
+    out = tmp_path / "results/published/2026-01-01-cpu"
+    assert main(["merge", str(machine.run), "--out", str(out), "--check"]) == 0
+    assert not out.exists()
+    assert main(["merge", str(machine.run), "--out", str(out)]) == 0
+    assert "missing: evaluate a seed 1" in capsys.readouterr().err
+    found = verify_published("2026-01-01-cpu", tmp_path)
+    assert (found.faults, found.rows) == ([], 3)
+    summary = (tmp_path / "reports/published/2026-01-01-cpu/summary.md").read_text()
+    assert "1 jobs have no rows: evaluate a seed 1" in summary
+    assert main(["merge", str(machine.run), "--out", str(out)]) == 2
+    assert "never overwritten" in capsys.readouterr().err
