@@ -216,7 +216,7 @@ def generalisation(results: Results) -> Table:
         records.append(
             {
                 "model": model,
-                "epochs": results.cell("train", "corpus_epochs", model=model),
+                "epochs": or_failure(results.cell("train", "corpus_epochs", model=model), held_out),
                 "training_loss": or_failure(seen, held_out),
                 "validation_loss": held_out,
                 "gap": difference(held_out, seen),
