@@ -311,6 +311,8 @@ class Trainer:
             facts["routing"] = self._routing_facts()
         if out_folder is not None:
             save_model(out_folder / "checkpoint", self.model, self.data_folder, facts)
+        if self.optimiser_step.note is not None:
+            print(f"ham: warning: {self.optimiser_step.note}", file=sys.stderr)
         writer = self.job.writer(self.model, self.optimiser_step.launch_mode)
         for entry in self.log:
             writer.add(

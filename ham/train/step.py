@@ -137,6 +137,8 @@ class OptimiserStep:
         try:
             with torch.cuda.graph(graph):
                 self._result = self._step(self._inputs, self._compiled)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, UnusableModelError) as error:
             self._refuse(str(error))
             return
