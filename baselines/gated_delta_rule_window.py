@@ -35,10 +35,11 @@ from ham.model.mixer import (
 from ham.model.registry import register_baseline
 from ham.model.two_memories import TwoMemories
 from ham.model.window_attention import (
-    banded_attention,
     prefill_window,
     step_window,
+    window_attention,
     window_pairs,
+    window_provider,
 )
 
 
@@ -114,7 +115,7 @@ class GatedDeltaRuleWindow(TwoMemories):
         memory = gated_delta_rule_scored(
             *projected.recurrent, score=None, provider=self.shape.kernels
         )
-        attended_BTHV = banded_attention(*projected.attention, self.options.window)
+        attended_BTHV = window_attention(*projected.attention, self.options.window)
         return self._combine(x_BTD, memory.o_BTHV, attended_BTHV), MixerAux()
 
     def init_state(
@@ -178,6 +179,10 @@ class GatedDeltaRuleWindow(TwoMemories):
             conv=conv,
             allocated=window * pair + recurrent + conv,
         )
+
+    def attention_provider(self, device: torch.device) -> str | None:
+        """FlexAttention, where it can run."""
+        return window_provider(device, self.shape.head_dim)
 
     def _attention_flops(self, pairs: float) -> float:
         head_dim = self.shape.head_dim

@@ -31,10 +31,11 @@ from ham.model.mixer import (
 from ham.model.registry import register_baseline
 from ham.model.states import CacheState
 from ham.model.window_attention import (
-    banded_attention,
     prefill_window,
     step_window,
+    window_attention,
     window_pairs,
+    window_provider,
 )
 
 
@@ -93,7 +94,7 @@ class SlidingWindow(SequenceMixer):
         """Attention within the sequence."""
         options = self.options
         q_BTHK, k_BTHK, v_BTHV = self._project(x_BTD, start=0)
-        o_BTHV = banded_attention(q_BTHK, k_BTHK, v_BTHV, options.window, options.sinks)
+        o_BTHV = window_attention(q_BTHK, k_BTHK, v_BTHV, options.window, options.sinks)
         return self._output(o_BTHV), MixerAux()
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> CacheState:
@@ -130,6 +131,10 @@ class SlidingWindow(SequenceMixer):
         pair = 2 * self.shape.width * element_size
         slots = self.options.window + self.options.sinks
         return StateBytes(kv=min(position, slots) * pair, allocated=slots * pair)
+
+    def attention_provider(self, device: torch.device) -> str | None:
+        """FlexAttention, where it can run."""
+        return window_provider(device, self.shape.head_dim)
 
     def _project(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BTHK, k_BTHK, v_BTHV = (

@@ -106,12 +106,12 @@ class Job:
 
 
 def used_providers(model: LanguageModel) -> str:
-    """Providers of the operations that a model calls, where its weights are.
+    """Providers of the operations that a model calls and of its attention, where its weights are.
 
     `auto` is resolved for the device alone; sizes that a provider refuses are not looked at.
 
     Returns:
-        Their distinct names joined with "+"; `torch` for a mixer that calls none, and the library
+        Their distinct names joined with "+"; `torch` for a mixer that names none, and the library
         for a model of another one.
     """
     from ham.kernels.registry import TORCH, find_provider
@@ -119,12 +119,14 @@ def used_providers(model: LanguageModel) -> str:
     library = getattr(model, "library", None)
     if library is not None:
         return library
-    names = {
-        find_provider(operation, block.mixer.shape.kernels, model.device).name: None
-        for block in model.blocks
-        for operation in block.mixer.operations
-    }
-    return "+".join(names) or TORCH
+    mixers = [block.mixer for block in model.blocks]
+    operations = [
+        find_provider(operation, mixer.shape.kernels, model.device).name
+        for mixer in mixers
+        for operation in mixer.operations
+    ]
+    attention = [mixer.attention_provider(model.device) for mixer in mixers]
+    return "+".join(dict.fromkeys(filter(None, [*operations, *attention]))) or TORCH
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:

@@ -251,6 +251,13 @@ class SequenceMixer(nn.Module, ABC):
         """
         return None
 
+    def attention_provider(self, device: torch.device) -> str | None:
+        """What computes its attention over long sequences on `device`, for rows to name.
+
+        None where it is an operation of `kernels/`, torch's own attention, or there is none.
+        """
+        return None
+
     def end_step(self) -> None:
         """Called once after each optimiser step, unless there is a `controller`.
 

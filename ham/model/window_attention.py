@@ -14,15 +14,28 @@ from torch import Tensor
 from ham.cache import WindowKVCache
 from ham.kernels.sdpa import for_varying_shapes
 from ham.measure.cost import causal_pairs
+from ham.model import window_blocks
+
+
+def window_attention(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, window: int, sinks: int = 0
+) -> Tensor:
+    """Attention within a sequence whose cost grows with T × (window + sinks), not with T².
+
+    By FlexAttention on a GPU where `window_blocks.takes` says so, else by `banded_attention`.
+    Returns `o_BTHV`.
+    """
+    attend = window_blocks.attend if window_blocks.takes(q_BTHK, window) else banded_attention
+    return attend(q_BTHK, k_BTHK, v_BTHV, window, sinks)
 
 
 def banded_attention(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, window: int, sinks: int = 0
 ) -> Tensor:
-    """Attention within a sequence whose cost grows with T × (window + sinks), not with T².
+    """`window_attention` on every device, by torch's masked attention.
 
     The sequence is cut into blocks of `window` tokens; a block sees itself, the one before and the
-    sinks. Returns `o_BTHV`.
+    sinks.
     """
     batch, length = q_BTHK.shape[:2]
     if length <= window:
@@ -49,7 +62,7 @@ def banded_attention(
 def prefill_window(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, cache: WindowKVCache) -> Tensor:
     """Attention of T new tokens over `cache` and themselves, then kept in it; `o_BTHV`."""
     if cache.positions.longest == 0:
-        o_BTHV = banded_attention(q_BTHK, k_BTHK, v_BTHV, cache.window, cache.sinks)
+        o_BTHV = window_attention(q_BTHK, k_BTHK, v_BTHV, cache.window, cache.sinks)
     else:
         o_BTHV = _attend_ring(q_BTHK, k_BTHK, v_BTHV, cache)
     cache.append(k_BTHK, v_BTHV)
@@ -70,6 +83,11 @@ def window_pairs(tokens: int, window: int, sinks: int = 0) -> float:
     """Query-key pairs within a sequence of `tokens`."""
     far = causal_pairs(max(tokens - window, 0), sinks)
     return causal_pairs(tokens, window) + far
+
+
+def window_provider(device: torch.device, head_size: int) -> str | None:
+    """`flex` where FlexAttention computes `window_attention` of long sequences; None elsewhere."""
+    return window_blocks.PROVIDER if window_blocks.runs_on(device, head_size) else None
 
 
 def _band(blocks: int, window: int, device: torch.device) -> Tensor:

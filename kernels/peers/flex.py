@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ham.kernels.flex import BLOCK, attend
 from ham.kernels.peers.packages import given, on_cuda_with, refuse_others
 from ham.kernels.registry import Provider
-
-BLOCK = 128
 
 
 class Packed(NamedTuple):
@@ -92,35 +91,6 @@ def pack(k_BTGK: Tensor, v_BTGV: Tensor, routed_BT: Tensor, backward: bool | Non
 def _gather(x_BTGX: Tensor, index_BN: Tensor) -> Tensor:
     index = index_BN[:, :, None, None].expand(-1, -1, *x_BTGX.shape[2:])
     return x_BTGX.gather(1, index)
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # One kernel per shape, as FlexAttention is fastest with sizes known when it is compiled.
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
-
-
-def attend(
-    q_BTHK: Tensor,
-    k_BNGK: Tensor,
-    v_BNGV: Tensor,
-    mask: Any,
-    scale: float | None,
-    kernel: Callable[..., Tensor] | None = None,
-) -> Tensor:
-    """FlexAttention under a block mask; `kernel` replaces the compiled one."""
-    q_BHTK, k_BGNK, v_BGNV = (x.transpose(1, 2) for x in (q_BTHK, k_BNGK, v_BNGV))
-    o_BHTV = (kernel or _compiled())(
-        q_BHTK,
-        k_BGNK,
-        v_BGNV,
-        block_mask=mask,
-        scale=scale,
-        enable_gqa=q_BHTK.shape[1] != k_BGNK.shape[1],
-    )
-    return o_BHTV.transpose(1, 2)
 
 
 def packed_attention(

@@ -94,7 +94,7 @@ def test_every_attention_of_one_query_is_right(layout: str, backend: str, head_d
     assert (found - expected).norm() <= 1e-2 * expected.norm()
 
 
-@pytest.mark.parametrize("mixer", ["ham", "transformer"])
+@pytest.mark.parametrize("mixer", ["ham", "transformer", "sliding_window"])
 def test_a_training_step_is_captured(mixer: str) -> None:
     shelf = ModelShelf(SMOKE, CUDA, torch.bfloat16)
     cell = Cell("model_train", mixer, 128, 2, 0.25 if mixer == "ham" else None, 32)

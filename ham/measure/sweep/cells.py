@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ham.job import used_providers
+from ham.kernels.registry import TORCH
 from ham.kernels.speed.clock import Task, capture
 from ham.measure.sweep.budget import full_cache_bytes
 from ham.measure.sweep.grid import (
@@ -234,7 +235,8 @@ def _nominal(cell: Cell) -> float | None:
 
 
 def pass_provider(model: DecoderLM) -> str:
-    """Providers of the operations that a model calls; one that calls none has torch's attention."""
-    if any(block.mixer.operations for block in model.blocks):
-        return used_providers(model)
+    """What a model names (`used_providers`); one that names nothing has torch's attention."""
+    named = used_providers(model)
+    if named != TORCH or any(block.mixer.operations for block in model.blocks):
+        return named
     return "sdpa" if model.device.type == "cpu" else "sdpa_cudnn_first"
