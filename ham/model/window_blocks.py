@@ -77,7 +77,11 @@ def window_mask(length: int, window: int, sinks: int, device: torch.device) -> B
 def _kept_mask(length: int, window: int, sinks: int, device: torch.device) -> BlockMask:
     # A mask that prefill made must serve training too, which saves its tensors for backward.
     with torch.inference_mode(False):
-        return _block_mask(length, window, sinks, device)
+        mask = _block_mask(length, window, sinks, device)
+    if device.type == "cuda":
+        # Whoever asks next may be on another stream.
+        torch.cuda.current_stream(device).synchronize()
+    return mask
 
 
 def _block_mask(length: int, window: int, sinks: int, device: torch.device) -> BlockMask:
@@ -112,10 +116,10 @@ def block_lists(length: int, window: int, sinks: int, device: torch.device) -> d
     seen_R = (row_R - near).clamp(min=0)
     full_R = torch.minimum((next_R - within).clamp(min=0), row_R)
     full_R = torch.where(row_R < whole, full_R, row_R)
-    full_sinks_R = torch.where(row_R < whole, full_R.clamp(max=all_sinks), 0)
+    full_sinks_R = full_R.clamp(max=all_sinks).masked_fill(row_R >= whole, 0)
     # By block of keys: behind the last block that sees it, and behind the last that does in full.
-    seen_until_R = torch.where(row_R < some_sinks, blocks, (next_R + near).clamp(max=blocks))
-    full_until_R = torch.where(row_R < all_sinks, whole, (row_R + within).clamp(max=whole))
+    seen_until_R = (next_R + near).clamp(max=blocks).masked_fill(row_R < some_sinks, blocks)
+    full_until_R = (row_R + within).clamp(max=whole).masked_fill(row_R < all_sinks, whole)
     lists = {
         "kv": (
             (full_sinks_R, seen_R.clamp(max=some_sinks)),
@@ -145,5 +149,4 @@ def _one_after_another(intervals: tuple[tuple[Tensor, Tensor], ...]) -> tuple[Te
         place_RR = order_R - number_R1
         block_RR = torch.where(place_RR >= 0, start_R[:, None] + place_RR, block_RR)
         number_R1 = number_R1 + (end_R - start_R).clamp(min=0)[:, None]
-    indices_RR = block_RR.clamp(max=blocks - 1).to(torch.int32)
-    return number_R1[None, None, :, 0].to(torch.int32), indices_RR[None, None]
+    return number_R1[None, None, :, 0], block_RR.clamp(max=blocks - 1)[None, None]
