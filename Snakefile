@@ -19,6 +19,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/batch.smk"
+include: "workflow/rules/mqar.smk"
 include: "workflow/rules/inspect.smk"
 include: "workflow/rules/report.smk"
 

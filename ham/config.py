@@ -205,6 +205,14 @@ class WorkflowConfig(Strict):
         description="More than one: at most so many consecutive jobs share a process (`ham "
         "batch`), and with it the import of torch and what was compiled for their arm.",
     )
+    studies: list[str] = Field(
+        default_factory=list,
+        description="Files of studies (`ham mqar`) that belong to the experiment, by their paths "
+        "in the checkout; their rows enter its report and its claims.",
+    )
+    study_jobs: Positive = Field(
+        default=12, description="Runs of a study side by side in a process (`ham mqar run --jobs`)."
+    )
 
 
 class Config(Strict):

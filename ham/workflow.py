@@ -268,13 +268,28 @@ def gpus_per_job(config: Config) -> int:
     return int(uses_gpu(config.device))
 
 
-def limit_gpus(workflow: Any) -> None:
+def limit_gpus(workflow: Any) -> int:
     """Let as many GPU jobs run at once as there are GPUs, unless the user set a limit.
 
     Without a limit Snakemake ignores a resource. It has no documented call for this; service
     rules use the same one.
+
+    Returns:
+        How many GPU jobs run at once.
     """
     from snakemake.resources import Resource
 
     if "gpu" not in list(workflow.global_resources):
         workflow.register_resource("gpu", Resource("gpu", max(1, len(visible_gpus()))))
+    return int(workflow.global_resources["gpu"].value)
+
+
+def timing_threads(cores: int, gpus: int) -> int:
+    """Cores that a job with timings asks for, so that no further job runs beside it.
+
+    Args:
+        cores: Of the machine.
+        gpus: GPU jobs that run at once: each gets an equal share of the cores. 0 on a CPU, where
+            such a job has them all.
+    """
+    return max(1, cores // max(1, gpus))

@@ -173,38 +173,56 @@ def test_missing_gpu_stops_before_any_job(tmp_path: Path):
 
 
 GPU_JOBS = """
-from ham.workflow import limit_gpus
-limit_gpus(workflow)
+from ham.workflow import limit_gpus, timing_threads
+GPUS = limit_gpus(workflow)
 rule all:
-    input: "a", "b"
+    input: "0", "1", "2"
 rule job:
     output: "{n}"
+    threads: lambda wildcards: timing_threads(workflow.cores, GPUS)
+    priority: lambda wildcards: 3 - int(wildcards.n)
     resources: gpu=1
-    shell: "date +%s.%N > {output}.t; sleep 0.6; date +%s.%N >> {output}.t; touch {output}"
+    shell: "date +%s.%N > {output}.t; sleep 0.4; date +%s.%N >> {output}.t; touch {output}"
 """
 
 
 @pytest.mark.parametrize(("arguments", "overlap"), [((), False), (("--resources", "gpu=2"), True)])
-def test_gpu_jobs_run_one_at_a_time(arguments: tuple[str, ...], overlap: bool, tmp_path: Path):
+def test_as_many_gpu_jobs_as_gpus_in_the_order_of_priority(
+    arguments: tuple[str, ...], overlap: bool, tmp_path: Path
+):
     snakefile = tmp_path / "Snakefile"
     snakefile.write_text(GPU_JOBS)
     environment_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     assert len(wf.visible_gpus()) <= 1 or environment_gpus, "tested for one GPU or none"
     done = snakemake(tmp_path, "--cores", "4", *arguments, snakefile=snakefile)
     assert done.returncode == 0, done.stderr
-    first, second = sorted(
-        [float(line) for line in (tmp_path / f"{name}.t").read_text().split()] for name in "ab"
+    first, second, third = sorted(
+        ([float(line) for line in (tmp_path / name).read_text().split()] for name in THREE),
     )
     assert (second[0] < first[1]) == overlap
+    assert third[0] > min(first[1], second[1])
+    last = max(THREE, key=lambda name: (tmp_path / name).read_text())
+    assert last == "2.t"
+
+
+THREE = ("0.t", "1.t", "2.t")
 
 
 def test_gpu_limit_follows_the_visible_gpus(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wf, "visible_gpus", lambda: ["0", "1", "2"])
-    registered = {}
-    workflow = SimpleNamespace(global_resources={}, register_resource=registered.__setitem__)
-    wf.limit_gpus(workflow)
-    assert registered["gpu"].value == 3
-    wf.limit_gpus(SimpleNamespace(global_resources={"gpu": 8}, register_resource=pytest.fail))
+    resources = {}
+    workflow = SimpleNamespace(global_resources=resources, register_resource=resources.__setitem__)
+    assert wf.limit_gpus(workflow) == resources["gpu"].value == 3
+    given = {"gpu": SimpleNamespace(value=8)}
+    chosen = SimpleNamespace(global_resources=given, register_resource=pytest.fail)
+    assert wf.limit_gpus(chosen) == 8
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "threads"), [(32, 0, 32), (32, 1, 32), (32, 8, 4), (10, 4, 2), (2, 8, 1)]
+)
+def test_jobs_with_timings_share_the_cores_by_gpu(cores: int, gpus: int, threads: int):
+    assert wf.timing_threads(cores, gpus) == threads
 
 
 def test_require_device(monkeypatch: pytest.MonkeyPatch):

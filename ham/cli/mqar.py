@@ -33,6 +33,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         default=float("inf"),
         help="start no further run after that time; the same command goes on later",
     )
+    grid.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="status 0 although runs failed: their rows say why",
+    )
     grid.set_defaults(handler=run)
     plan = actions.add_parser("plan", help="runs and device minutes before anything runs")
     _add_choices(plan)
@@ -112,7 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
     if grid.left:
         words = f"{grid.left} runs are left; the same command goes on with them"
         print(f"ham: warning: {words}", file=sys.stderr)
-    return 1 if grid.failed or grid.left else 0
+    failed = grid.failed and not arguments.keep_going
+    return 1 if failed or grid.left else 0
 
 
 def print_plan(arguments: argparse.Namespace) -> int:

@@ -13,11 +13,13 @@ rule batch:
         done=f"{RUN}/batches/{{number}}.json",
     log:
         f"{RUN}/logs/batch{{number}}.log",
+    # What the configuration names first is done first: GPU time may end in the middle.
+    priority: lambda wildcards: len(PARTS) + len(TASKS.batches) - int(wildcards.number)
     retries: 2 if FULL else 0
     conda:
         ENVIRONMENT
-    # Timings are among the jobs: no other job beside them.
-    threads: lambda wildcards: workflow.cores if workflow.local_exec else CONFIG.threads_per_job
+    # Timings are among the jobs: no other job beside them on a GPU, and cores enough.
+    threads: alone
     resources:
         gpu=GPU,
         mem_mb=MEMORY_MB,

@@ -1,11 +1,13 @@
 """Names that the rules share; what they mean is in ham/workflow.py, where tests reach it."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from ham.batch.studies import study_parts
 from ham.batch.tasks import Tasks
 from ham.errors import HamError
 from ham.workflow import (
@@ -23,6 +25,7 @@ from ham.workflow import (
     run_folder,
     stage_fingerprint,
     stage_hash,
+    timing_threads,
     tuned_file,
     tuning_rows_files,
     write_config,
@@ -30,6 +33,7 @@ from ham.workflow import (
 
 try:
     CONFIG = parse_workflow_config(config)
+    PARTS = {(part.study.name, part.name): part for part in study_parts(CONFIG)}
 except HamError as error:
     raise WorkflowError(str(error)) from None
 
@@ -50,8 +54,7 @@ MEMORY_MB = 32000 if FULL else 3500
 
 # Jobs run under the interpreter that runs Snakemake.
 shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
-if GPU:
-    limit_gpus(workflow)
+GPUS = limit_gpus(workflow) if GPU else 0
 
 
 def checkpoint_read(wildcards):
@@ -59,11 +62,20 @@ def checkpoint_read(wildcards):
     return checkpoint_folder(CONFIG, wildcards.arm, wildcards.seed)
 
 
+def alone(wildcards):
+    """Threads of a job with timings: one a GPU at a time, on a CPU one in all."""
+    if not workflow.local_exec:
+        return CONFIG.threads_per_job
+    return timing_threads(workflow.cores, GPUS)
+
+
 def batch_files(numbers):
     """What batches write when all of their jobs are done."""
     return [f"{RUN}/batches/{number}.json" for number in numbers]
 
 
+# What studies write when all of their runs are done.
+STUDIED = [f"{part.rows}.done" for part in PARTS.values()]
 # What the report waits for; the rows themselves are outputs only where each job has a rule.
 ROWS = rows_files(CONFIG)
 RESULTS = batch_files(range(len(TASKS.batches))) if BATCHED else ROWS
@@ -72,6 +84,8 @@ PAGES = inspection_pages(CONFIG)
 
 wildcard_constraints:
     number="[0-9]+",
+    study="|".join(sorted({re.escape(study) for study, _ in PARTS}) or ["none"]),
+    part="|".join(sorted({re.escape(part) for _, part in PARTS}) or ["none"]),
     arm="|".join(re.escape(arm.name) for arm in CONFIG.arms),
     seed="|".join(str(seed) for seed in CONFIG.all_seeds),
     rate="[0-9.e+-]+",

@@ -11,7 +11,7 @@ rule measure:
         f"{LOG}/measure.log",
     conda:
         ENVIRONMENT
-    threads: lambda wildcards: workflow.cores if workflow.local_exec else CONFIG.threads_per_job
+    threads: alone
     resources:
         gpu=GPU,
         mem_mb=MEMORY_MB,

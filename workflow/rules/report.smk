@@ -2,6 +2,7 @@ rule report:
     """Tables, figures and the HTML page, from the rows alone."""
     input:
         results=RESULTS,
+        studied=STUDIED if CONFIG.workflow.studies else [],
         inspection=[] if BATCHED else PAGES,
         claims=f"{workflow.basedir}/workflow/config/claims.yaml",
     output:
@@ -41,8 +42,10 @@ rule report:
         folder=subpath(output.page, parent=True),
         rows=ROWS,
         inspection=f"--inspection {PAGES[0]}" if PAGES else "",
+        evidence=f"--evidence {RUN}/studies" if CONFIG.workflow.studies else "",
     message:
         "Write tables, figures and the page: {output.page}"
     shell:
         "python -m ham report --rows {params.rows} --config {params.file}"
-        " --claims {input.claims} --out {params.folder} {params.inspection} > {log} 2>&1"
+        " --claims {input.claims} --out {params.folder} {params.inspection} {params.evidence}"
+        " > {log} 2>&1"
