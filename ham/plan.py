@@ -114,6 +114,7 @@ class Plan:
 
     config: Config
     cores: int
+    gpus: int = 1
     speed: Speed | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -401,7 +402,7 @@ def format_plan(plan: Plan) -> str:
         "`memory` what training takes on a GPU (states, activations), an estimate.",
     ]
     if plan.gpu is not None:
-        lines += format_batches(plan.gpu)
+        lines += format_batches(plan.gpu, plan.gpus)
     return "\n".join(lines)
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from ham.batch.studies import study_parts
 from ham.batch.tasks import Task, Tasks
 from ham.config import ArmConfig, Config
 from ham.files import read_jsonl, stable_hash
+from ham.plan_schedule import Process, study_processes, wall_minutes
 from ham.report.manifest import manifest_path, read_manifest
 from ham.workflow import CONFIG_COPY, run_folder
 
@@ -115,6 +117,23 @@ class GpuTimes:
             found[cost.batch] += cost.seconds / 60
         return list(found.values())
 
+    @cached_property
+    def processes(self) -> list[Process]:
+        """Every process of the pipeline that takes a GPU, in the order of their priorities."""
+        batches = [
+            Process(
+                f"{batch[0].name} to {batch[-1].name}",
+                minutes,
+                tuple(self.tasks.earlier_batches(number)),
+                len(batch),
+            )
+            for number, (batch, minutes) in enumerate(
+                zip(self.tasks.batches, self.batch_minutes, strict=True)
+            )
+        ]
+        parts = study_parts(self.config) if self.config.workflow.studies else []
+        return batches + (study_processes(parts) if parts else [])
+
     def tokens_per_second(self, name: str) -> tuple[float, bool]:
         """Training speed of an arm, and whether it was measured."""
         arm, train = self.config.arm(name), self.config.training(self.config.arm(name))
@@ -190,15 +209,24 @@ def _shape(config: Mapping[str, Any], arm: ArmConfig) -> str:
     return stable_hash([layers, config["model"], config["data"]["context"], train])
 
 
-def format_batches(times: GpuTimes) -> list[str]:
-    """Lines on processes and on where speeds are from."""
-    minutes = times.batch_minutes
+def format_batches(times: GpuTimes, gpus: int) -> list[str]:
+    """Lines on processes, on wall time and on where speeds are from.
+
+    Raises:
+        ConfigError: For fewer than one GPU.
+    """
     lines = []
     if times.config.workflow.jobs_per_process > 1:
-        lines = ["", f"{'process':<9}{'jobs':>5}{'minutes':>9}  from, to"]
-    for number, batch in enumerate(times.tasks.batches if lines else ()):
-        span = f"{batch[0].name}, {batch[-1].name}"
-        lines.append(f"{number:<9}{len(batch):>5}{minutes[number]:>9.1f}  {span}")
+        lines = ["", f"{'process':<9}{'jobs':>5}{'minutes':>9}  what"]
+        lines += [
+            f"{number:<9}{one.jobs:>5}{one.minutes:>9.1f}  {one.name}"
+            for number, one in enumerate(times.processes)
+        ]
+        lines.append(f"{'in all':<14}{sum(one.minutes for one in times.processes):>9.1f}")
+    lines.append("")
+    for count in sorted({1, gpus}):
+        minutes = wall_minutes(times.processes, count)
+        lines.append(f"wall time with {count} GPU{'s'[: count > 1]}: {minutes:,.1f} minutes")
     lines.append("")
     for arm in times.config.arms:
         if arm.trained:

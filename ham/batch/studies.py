@@ -2,7 +2,7 @@
 
 A study is cut where nothing is shared: tasks that take their learning rates from one task, at one
 width, are a part; each part is a process (`ham mqar run`), so that several GPUs have work. Parts of
-the first width come first. Loads no torch.
+the first width come first, of these the longest. Loads no torch.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def study_parts(config: Config) -> list[StudyPart]:
                 config.device,
             )
             for width in study.widths
-            for tasks in groups.values()
+            for tasks in sorted(groups.values(), key=len, reverse=True)
         ]
     return parts
 

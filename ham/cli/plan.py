@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from ham.device import visible_gpus
+
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the `plan` command."""
@@ -14,6 +16,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--cores", type=int, default=len(os.sched_getaffinity(0)), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        default=max(1, len(visible_gpus())),
+        help="wall time on so many, too (default: those that are there, %(default)s)",
     )
     parser.add_argument(
         "--note", action="store_true", help="write the estimate into CONFIG, one file, as comments"
@@ -29,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.plan_note import write_note
 
     config = load_config(arguments.config, arguments.overrides).check_registry()
-    plan = Plan(config, cores=arguments.cores)
+    plan = Plan(config, cores=arguments.cores, gpus=arguments.gpus)
     if not arguments.note:
         print(format_plan(plan))
         return 0

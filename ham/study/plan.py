@@ -76,7 +76,7 @@ def measured_cost(folder: Path | None) -> MeasuredCost:
 
 def format_plan(config: MqarConfig, cost: MeasuredCost) -> str:
     """The plan as text for a terminal."""
-    runs = [*tuning_runs(config), *reported_runs(config, chosen_rates(config, []))]
+    runs = planned_runs(config)
     lines = [
         f"{config.name}: {len(config.arms)} arms, seeds {_list(config.seeds)}; "
         f"{len(config.learning_rates)} rates on seed {config.tuning_seed}",
@@ -91,13 +91,27 @@ def format_plan(config: MqarConfig, cost: MeasuredCost) -> str:
     return "\n".join(lines)
 
 
+def planned_runs(config: MqarConfig) -> list[Run]:
+    """Every run of the grid; learning rates that are still to be chosen are not told."""
+    return [*tuning_runs(config), *reported_runs(config, chosen_rates(config, []))]
+
+
+def device_minutes(runs: Sequence[Run], config: MqarConfig, cost: MeasuredCost) -> float:
+    """Minutes that runs take on one device."""
+    train = config.train
+    return (
+        sum(
+            cost.seconds(run.width, (train.for_tuning if run.tuning else train).steps)
+            for run in runs
+        )
+        / 60
+    )
+
+
 def _counts(runs: list[Run], config: MqarConfig, cost: MeasuredCost) -> str:
     tuning = sum(run.tuning for run in runs)
-    seconds = sum(
-        cost.seconds(run.width, (config.train.for_tuning if run.tuning else config.train).steps)
-        for run in runs
-    )
-    return f"{tuning:>13}{len(runs) - tuning:>6}{seconds / 60:>9.1f}"
+    minutes = device_minutes(runs, config, cost)
+    return f"{tuning:>13}{len(runs) - tuning:>6}{minutes:>9.1f}"
 
 
 def _assumptions(config: MqarConfig, cost: MeasuredCost) -> str:
