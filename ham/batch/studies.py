@@ -115,6 +115,11 @@ def study_parts(config: Config) -> list[StudyPart]:
     return parts
 
 
+def is_study_rows(path: str) -> bool:
+    """Whether a path in the checkout is of the rows of a study's run."""
+    return path.endswith(ROWS_END) and PurePosixPath(path).parts[3:4] == (FOLDER,)
+
+
 def study_files(config: Config, root: Path = Path()) -> dict[str, bytes]:
     """Rows and manifests of the finished runs of studies, by path in the checkout."""
     files = {}

@@ -1,8 +1,9 @@
 """The rows that claims are judged by: which run made each, and whether that was a smoke run.
 
-A run is a folder with a `config.yaml`, or the folder given where there is none below it. Its rows
-lie anywhere below it in `*.rows.jsonl`; the manifests beside them say which configuration made them
-and at what scale. Comparisons never mix rows of different runs.
+A run is a folder with a `config.yaml` or with the checksums of published results, or the folder
+given where there is none of these below it. Its rows lie anywhere below it in `*.rows.jsonl`; the
+manifests beside them say which configuration made them and at what scale. Comparisons never mix
+rows of different runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import Row, read_rows
 
 CONFIG_FILE = "config.yaml"
+CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Observation:
     config: str | None = None
     smoke: bool = False
     started: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Rows that lie beside those of a run: of studies, of speed measurements.
+
+    Attributes:
+        observations: The rows.
+        manifests: Of the jobs behind them.
+        places: Where they are from, as commands name it.
+    """
+
+    observations: tuple[Observation, ...] = ()
+    manifests: tuple[Mapping[str, Any], ...] = ()
+    places: tuple[str, ...] = ()
 
 
 def observe(
@@ -80,7 +97,18 @@ def read_evidence(places: Sequence[str | os.PathLike]) -> list[Observation]:
         MissingDataError: If a place does not exist or holds no rows.
         CorruptFileError: If rows are damaged or of another schema version.
     """
-    found = []
+    return list(gather_evidence(places).observations)
+
+
+def gather_evidence(places: Sequence[str | os.PathLike]) -> Evidence:
+    """The rows below folders with their manifests.
+
+    Raises:
+        MissingDataError: If a place does not exist or holds no rows.
+        CorruptFileError: If rows are damaged or of another schema version.
+    """
+    found: list[Observation] = []
+    known: list[Mapping[str, Any]] = []
     for place in map(Path, places):
         if not place.exists():
             raise MissingDataError(f"{place} does not exist; give a folder with *.rows.jsonl files")
@@ -91,12 +119,14 @@ def read_evidence(places: Sequence[str | os.PathLike]) -> list[Observation]:
             beside = [path for path in map(manifest_path, own) if path.is_file()]
             manifests = [read_manifest(path) for path in beside]
             found += observe(read_rows(own), manifests, run.as_posix())
-    return found
+            known += manifests
+    return Evidence(tuple(found), tuple(known), tuple(Path(place).as_posix() for place in places))
 
 
 def _by_run(place: Path, files: list[Path]) -> dict[Path, list[Path]]:
-    """Files by the nearest folder with a configuration; among such runs, others by their folder."""
-    runs = set() if place.is_file() else {path.parent for path in place.rglob(CONFIG_FILE)}
+    """Files by the nearest folder of a run; among such runs, others by their folder."""
+    marks = () if place.is_file() else (CONFIG_FILE, CHECKSUMS)
+    runs = {path.parent for mark in marks for path in place.rglob(mark)}
     if not runs:
         return {place: files}
     grouped: dict[Path, list[Path]] = {}

@@ -18,6 +18,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder of results/published"
     )
+    parser.add_argument(
+        "--evidence",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="published folders by which claims are judged too, e.g. of speeds; they are copied",
+    )
     parser.add_argument("--check", action="store_true", help="say what is missing, write nothing")
     parser.set_defaults(handler=run)
 
@@ -34,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         require_unpublished(name, root)
     union = unite([open_piece(path) for path in arguments.pieces])
     if not arguments.check:
-        written = publish_files(union.tasks.config, union.files, name, root)
+        written = publish_files(
+            union.tasks.config, union.files, name, root, union.studies, arguments.evidence
+        )
         print(f"{len(written)} rows files in {arguments.out}")
         for page in build_published(name, root):
             print(page)
@@ -42,8 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"ham: warning: jobs of {len(union.commits)} commits: {', '.join(union.commits)}")
     total = len(union.present) + len(union.missing)
     print(f"{len(union.present)} of {total} jobs with rows are there")
-    for task in union.missing[:MOST_LINES]:
-        print(f"missing: {task.name}", file=sys.stderr)
-    if len(union.missing) > MOST_LINES:
-        print(f"and {len(union.missing) - MOST_LINES} more", file=sys.stderr)
+    if union.studies:
+        # Rows and manifest of each.
+        print(f"{len(union.studies) // 2} runs of studies are there")
+    absent = [task.name for task in union.missing] + union.missing_runs
+    for name in absent[:MOST_LINES]:
+        print(f"missing: {name}", file=sys.stderr)
+    if len(absent) > MOST_LINES:
+        print(f"and {len(absent) - MOST_LINES} more", file=sys.stderr)
     return 0

@@ -36,12 +36,22 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="claims to judge (default: workflow/config/claims.yaml)",
     )
+    parser.add_argument(
+        "--evidence",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders with rows beside those of the run, of studies or of speed measurements: "
+        "claims are judged by them too",
+    )
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Read rows and manifests, write the report, name its page."""
     from ham.claims.config import load_claims, shipped_claims
+    from ham.claims.evidence import gather_evidence
     from ham.config_files import load_config
     from ham.report.rows import read_rows
 
@@ -64,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             inspection=inspection,
             claims=claims,
             source=common_folder(arguments.rows),
+            evidence=gather_evidence(arguments.evidence),
             claims_file=None if claims_file.resolve() == shipped_claims() else str(claims_file),
             progress=lambda name: progress.advance(note=name),
         )

@@ -3,7 +3,8 @@
 `ham pack` writes it, `ham unpack` lays its files where another machine goes on with the rest, `ham
 merge` puts pieces together for publication. A piece is a `tar.xz` whose first member, `piece.json`,
 has the checksum of every other; the paths are those of the checkout (`results/runs/NAME/...`), so a
-piece says by itself where it belongs. Only whole jobs go in: rows, manifest and key.
+piece says by itself where it belongs. Only whole jobs go in: rows, manifest and key; of studies
+rows and manifest of each run.
 
 Machines that give back files of limited size get a piece cut into parts (`x.tar.xz.001`, ...).
 """
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import yaml
 
 from ham.batch.keys import key_path
+from ham.batch.studies import study_files
 from ham.batch.tasks import Task, Tasks
 from ham.config import Config
 from ham.config_files import parse_config
@@ -104,6 +106,7 @@ def piece_of_run(folder: Path, checkpoints: Checkpoints = "none") -> Piece:
         if all((root / path).is_file() for path in wanted):
             for path in (*wanted, str(key_path(piece.tasks.result(task)))):
                 _take(piece, root, path)
+    piece.files |= study_files(piece.config, root)
     for task in piece.tasks.all:
         readers = piece.tasks.readers(task)
         unread = any(not piece.has(reader) for reader in readers)

@@ -12,15 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ham.batch.studies import ROWS_END, is_study_rows, study_parts
 from ham.batch.tasks import Task, Tasks
 from ham.compare.manifests import flatten
 from ham.errors import ConfigError, CorruptFileError
+from ham.files import stable_hash
 from ham.pieces.archive import Piece
 from ham.report.manifest import manifest_path
 from ham.report.rows import Row
 
 COMPARED = ("config_hash", "code_fingerprint")
 MOST_KEYS = 5
+# Value and source by what it is of; for tuning runs the rate is part of that.
+Seen = dict[tuple[str, str, str], tuple[str, str]]
 
 
 @dataclass
@@ -31,12 +35,16 @@ class Union:
         tasks: The jobs of the whole experiment.
         files: Rows and manifests by path in the checkout.
         missing: Jobs that no piece has.
+        studies: Rows and manifests of the runs of studies.
+        missing_runs: Runs of studies that no piece has, in words.
         commits: The commits behind the jobs; one, if the code was frozen.
     """
 
     tasks: Tasks
     files: dict[str, bytes] = field(default_factory=dict)
     missing: list[Task] = field(default_factory=list)
+    studies: dict[str, bytes] = field(default_factory=dict)
+    missing_runs: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
 
     @property
@@ -56,10 +64,11 @@ def unite(pieces: Sequence[Piece]) -> Union:
     for other in pieces[1:]:
         _require_same_config(first, other)
     union = Union(first.tasks)
-    seen: dict[tuple[str, str, str], tuple[str, str]] = {}
+    seen: Seen = {}
     owners: dict[str, str] = {}
     commits = set()
     for piece in pieces:
+        commits |= _add_studies(union, seen, owners, piece)
         for task in union.tasks.all:
             result = union.tasks.result(task)
             if not result.endswith(".jsonl") or not piece.has(task):
@@ -70,19 +79,54 @@ def unite(pieces: Sequence[Piece]) -> Union:
                 owners[result] = piece.source
                 union.files |= {path: piece.files[path] for path in (result, manifest)}
                 commits.add(_commit(piece, manifest))
-            elif union.files[result] != piece.files[result]:
-                sources = owners[result], piece.source
-                raise ConfigError(
-                    f"{task.name} is in two pieces with different results: "
-                    f"{_first_difference(union.files[result], piece.files[result], sources)}"
-                )
+            else:
+                _require_same_rows(task.name, union.files[result], owners[result], piece, result)
     union.missing = [
         task
         for task in union.tasks.all
         if union.tasks.result(task).endswith(".jsonl") and task not in union.present
     ]
+    union.missing_runs = _missing_runs(union)
     union.commits = sorted(commits)
     return union
+
+
+def _add_studies(union: Union, seen: Seen, owners: dict[str, str], piece: Piece) -> set[str]:
+    """Take in the runs of studies of a piece; returns the commits behind them."""
+    commits = set()
+    for path in sorted(path for path in piece.files if is_study_rows(path)):
+        manifest = str(manifest_path(path))
+        if manifest not in piece.files:
+            raise CorruptFileError(f"{piece.source}: {path} has no manifest beside it")
+        folder, name = path.rsplit("/", 1)
+        row = _rows(piece.files[path], piece.source)[0]
+        config = stable_hash(json.loads(piece.files[manifest])["config"])
+        _agree(seen, ("config", folder, ""), config, piece.source, f"{folder}, {name}")
+        code = ("code_fingerprint", f"{folder} {row['model']}", "")
+        _agree(seen, code, str(row["code_fingerprint"]), piece.source, name)
+        if path not in union.studies:
+            owners[path] = piece.source
+            union.studies |= {one: piece.files[one] for one in (path, manifest)}
+            commits.add(_commit(piece, manifest))
+        else:
+            _require_same_rows(name, union.studies[path], owners[path], piece, path)
+    return commits
+
+
+def _missing_runs(union: Union) -> list[str]:
+    """Runs of the studies that the configuration names and no piece has."""
+    config = union.tasks.config
+    if not config.workflow.studies:
+        return []
+    # The study trains models, so importing it loads torch.
+    from ham.study.plan import planned_runs
+
+    return [
+        f"study {part.study.name}: {run.name}"
+        for part in study_parts(config)
+        for run in planned_runs(part.chosen)
+        if f"{part.rows}/{run.name}{ROWS_END}" not in union.studies
+    ]
 
 
 def _require_same_config(one: Piece, other: Piece) -> None:
@@ -102,20 +146,29 @@ def _require_same_config(one: Piece, other: Piece) -> None:
     )
 
 
-def _require_same_code(
-    seen: dict[tuple[str, str, str], tuple[str, str]], task: Task, piece: Piece
-) -> None:
+def _require_same_rows(name: str, known: bytes, owner: str, piece: Piece, path: str) -> None:
+    if known != piece.files[path]:
+        difference = _first_difference(known, piece.files[path], (owner, piece.source))
+        raise ConfigError(f"{name} is in two pieces with different results: {difference}")
+
+
+def _require_same_code(seen: Seen, task: Task, piece: Piece) -> None:
     """Jobs of one arm and stage, and of one rate where rates are tried, have the same hashes."""
     row = _rows(piece.files[piece.tasks.result(task)], piece.source)[0]
     for name in COMPARED:
         place = (name, f"{task.stage} {task.arm}", task.rate or "")
-        value = str(row.get(name))
-        known, source = seen.setdefault(place, (value, piece.source))
-        if known != value:
-            raise ConfigError(
-                f"{task.stage} {task.arm} was made under different {name}s: {known} in {source}, "
-                f"{value} in {piece.source} ({task.name})"
-            )
+        _agree(seen, place, str(row.get(name)), piece.source, task.name)
+
+
+def _agree(seen: Seen, place: tuple[str, str, str], value: str, source: str, job: str) -> None:
+    """What must be one value wherever it stands."""
+    known, first = seen.setdefault(place, (value, source))
+    if known != value:
+        name, what, _ = place
+        raise ConfigError(
+            f"{what} was made under different {name}s: {known} in {first}, {value} in {source} "
+            f"({job})"
+        )
 
 
 def _first_difference(one: bytes, other: bytes, sources: tuple[str, str]) -> str:

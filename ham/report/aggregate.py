@@ -87,9 +87,11 @@ class Results:
     def __init__(self, rows: Iterable[Row]):
         self.rows = [_finite(row) for row in rows]
         self.models = order_models({row.model for row in self.rows})
-        self._index: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        # By model too: a study has tens of thousands of rows and a thousand cells.
+        self._index: dict[tuple[str, str, str | None], list[Row]] = defaultdict(list)
         for row in self.rows:
-            self._index[row.experiment, row.metric].append(row)
+            self._index[row.experiment, row.metric, None].append(row)
+            self._index[row.experiment, row.metric, row.model].append(row)
 
     def find(
         self,
@@ -104,9 +106,7 @@ class Results:
     ) -> list[Row]:
         """Rows of one metric; every argument that is given must match."""
         found = []
-        for row in self._index.get((experiment, metric), ()):
-            if model is not None and row.model != model:
-                continue
+        for row in self._index.get((experiment, metric, model), ()):
             if task is not None and row.task != task:
                 continue
             if x is not None and row.x_value != x:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ham.claims.config import Claims
-from ham.claims.evidence import observe
+from ham.claims.evidence import Evidence, observe
 from ham.claims.judge import judge
 from ham.claims.ledger import READER_COLUMNS, ledger_table
 from ham.files import atomic_writer, write_json, write_text
@@ -30,6 +30,7 @@ from ham.report.html import INSPECTION_CAPTION, Page, PageFigure, failure_lines,
 from ham.report.plots_base import Look, save_png, save_svg, style_context
 from ham.report.provenance import Manifest, gather
 from ham.report.rows import Row
+from ham.report.study_section import missing_runs, study_figures, study_rows, study_tables
 from ham.report.summary import summary_sentences
 from ham.report.tables import PARTS_OF_TABLES, all_tables
 from ham.report.tables_base import Table
@@ -83,6 +84,7 @@ def build_report(
     claims: Claims | None = None,
     source: str = "RESULTS",
     claims_file: str | None = None,
+    evidence: Evidence | None = None,
 ) -> dict[str, Any]:
     """Write the whole report.
 
@@ -96,6 +98,8 @@ def build_report(
         claims: Claims to judge by these rows.
         source: Folder of the rows, as the ledger's commands name it.
         claims_file: Where the claims are from; the shipped file when None.
+        evidence: Rows beside those of the run: claims are judged by both, and a study of
+            associative recall gets its tables and figures.
 
     Returns:
         The content of `report.json`.
@@ -111,19 +115,24 @@ def build_report(
         targets=_targets(settings),
     )
     tables, missing = all_tables(results, look)
+    evidence = evidence or Evidence()
+    study = study_rows(evidence)
+    tables += study_tables(study)
     for table in tables:
         _write_table(build, table, look.smoke)
     for name, title in missing.items():
         if name not in PARTS_OF_TABLES:
             build.skip("table", name, f"{title} (table)", "not run")
         build.remove(*(f"tables/{name}.{suffix}" for suffix in ("md", "csv", "tex")))
-    absent = missing_jobs(settings, results)
+    absent = missing_jobs(settings, results) + missing_runs(study, evidence.manifests)
     for job in absent:
         build.skip("job", job, job, "no rows")
     ledger, judged = None, None
     if claims is not None:
-        judged = judge(claims, observe(results.rows, manifests, source, settings))
-        ledger = ledger_table(judged, [source], claims_file)
+        own = observe(results.rows, manifests, source, settings)
+        judged = judge(claims, [*own, *evidence.observations])
+        places = [one for one in evidence.places if not Path(one).is_relative_to(source)]
+        ledger = ledger_table(judged, [source, *places], claims_file)
         reader = ledger.only(READER_COLUMNS)
         build.text("tables/claims.md", table_format.to_markdown(reader, look.smoke))
         build.text("tables/claims.csv", table_format.to_csv(ledger))
@@ -131,8 +140,13 @@ def build_report(
         build.text("tables/claims.tex", table_format.to_latex(short, look.smoke))
     advance("tables")
     figures = _write_figures(build, results, look, advance)
+    for figure, content in study_figures(study):
+        build.binary(f"figures/{figure.name}.png", content)
+        build.text(f"figures/{figure.name}.svg", figure.svg)
+        figures.append(figure)
     name = str(settings.get("name", "CONFIG"))
-    known = {str(manifest.get("manifest_id")): manifest for manifest in manifests}
+    every = [*manifests, *evidence.manifests]
+    known = {str(manifest.get("manifest_id")): manifest for manifest in every}
     page = Page(
         title=str(settings.get("title") or settings.get("name") or "HAM benchmark report"),
         scale=settings.get("scale"),

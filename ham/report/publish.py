@@ -1,25 +1,28 @@
 """Published results: rows and manifests in git, and everything that is made from them.
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests, configuration and of
-the claims of its day, or the rows and manifests of a kernel speed run (`kernel_speed.rows.jsonl`),
-of training with each provider (`kernel_training.rows.jsonl`), of a sweep (`sweep.rows.jsonl`) or of
-the study of routing scores, or several of them, and the checksums of them all (`SHA256SUMS`). They
-are source files: no rule ever writes them, so a fresh machine reruns nothing. The report in
-`reports/published/<name>/` can be made again from them at any time, byte for byte;
-`ham.report.verify` checks that.
+the claims of its day, with those of its studies and, below `evidence/`, of other published folders
+by which claims are judged too; or the rows and manifests of a kernel speed run
+(`kernel_speed.rows.jsonl`), of training with each provider (`kernel_training.rows.jsonl`), of a
+sweep (`sweep.rows.jsonl`) or of the study of routing scores, or several of them, and the checksums
+of them all (`SHA256SUMS`). They are source files: no rule ever writes them, so a fresh machine
+reruns nothing. The report in `reports/published/<name>/` can be made again from them at any time,
+byte for byte; `ham.report.verify` checks that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
 
+from ham.batch.studies import published_study_files, study_files
 from ham.claims.config import load_claims, shipped_claims
+from ham.claims.evidence import CHECKSUMS, Evidence, gather_evidence, observe
 from ham.config import Config
 from ham.config_files import load_config, read_yaml
 from ham.errors import ConfigError, MissingDataError
@@ -29,6 +32,7 @@ from ham.report.figure_compare import drawing_versions
 from ham.report.kernel_report import build_kernel_report
 from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import read_rows
+from ham.report.study_section import STUDY_EXPERIMENTS
 from ham.report.sweep_report import build_sweep_report
 from ham.workflow import rows_files
 
@@ -40,10 +44,9 @@ KERNEL_ROWS = "kernel_speed.rows.jsonl"
 TRAINING_ROWS = "kernel_training.rows.jsonl"
 KERNEL_FILES = (KERNEL_ROWS, TRAINING_ROWS)
 SWEEP_ROWS = "sweep.rows.jsonl"
-STUDY_EXPERIMENTS = ("mqar", "mqar_tuning")
 ROWS = "*.rows.jsonl"
-CHECKSUMS = "SHA256SUMS"
 DRAWN_WITH = "drawn_with.json"
+BESIDE = "evidence"
 
 
 def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> list[Path]:
@@ -71,7 +74,8 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
             "missing); finish the run first"
         )
     paths = [path for source in sources for path in (source, str(manifest_path(source)))]
-    return publish_files(config, {path: (root / path).read_bytes() for path in paths}, name, root)
+    files = {path: (root / path).read_bytes() for path in paths}
+    return publish_files(config, files, name, root, study_files(config, root))
 
 
 def require_unpublished(name: str, root: Path = Path()) -> None:
@@ -86,18 +90,35 @@ def require_unpublished(name: str, root: Path = Path()) -> None:
 
 
 def publish_files(
-    config: Config, files: Mapping[str, bytes], name: str, root: Path = Path()
+    config: Config,
+    files: Mapping[str, bytes],
+    name: str,
+    root: Path = Path(),
+    studies: Mapping[str, bytes] | None = None,
+    beside: Sequence[Path] = (),
 ) -> list[Path]:
     """Keep rows and manifests of a run, given by their paths in the run, in one step.
+
+    Args:
+        config: Of the run.
+        files: Rows and manifests of its jobs.
+        name: `<date>-<device>` by convention.
+        root: The checkout that holds `results/`.
+        studies: Rows and manifests of the runs of its studies.
+        beside: Published folders whose rows count as evidence for claims; copied as they are.
 
     Returns:
         The rows files written.
 
     Raises:
-        ConfigError: If something is published under that name already.
+        ConfigError: If something is published under that name already, or two folders beside it
+            have one name.
+        MissingDataError: If a folder beside it is none of published results.
+        CorruptFileError: If rows of studies have no manifest.
     """
     require_unpublished(name, root)
     kept = {"-".join(PurePosixPath(path).parts[-3:]): content for path, content in files.items()}
+    kept |= published_study_files(studies or {}) | _copies(beside)
     kept[CONFIG_FILE] = yaml.safe_dump(config.model_dump(mode="json")).encode()
     kept[CLAIMS_FILE] = shipped_claims().read_bytes()
     kept[CHECKSUMS] = checksum_text(
@@ -106,6 +127,20 @@ def publish_files(
     folder = root / RESULTS / name
     write_folder(folder, kept)
     return [folder / path for path in kept if path.endswith(ROWS.removeprefix("*"))]
+
+
+def _copies(folders: Sequence[Path]) -> dict[str, bytes]:
+    """The files of published folders by their paths in a folder that takes them in."""
+    kept: dict[str, bytes] = {}
+    for folder in folders:
+        if not (folder / CHECKSUMS).is_file():
+            raise MissingDataError(f"{folder} has no {CHECKSUMS}: no published results lie there")
+        place = f"{BESIDE}/{folder.resolve().name}"
+        if f"{place}/{CHECKSUMS}" in kept:
+            raise ConfigError(f"two folders are called {folder.name!r}; give each once")
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            kept[f"{place}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+    return kept
 
 
 def published_names(root: Path = Path()) -> list[str]:
@@ -153,12 +188,13 @@ def build_published(name: str, root: Path = Path(), out: Path | None = None) -> 
     sources = sources_of(folder)
     pages = []
     if sources.run:
-        pages.append(_build_run(folder / CONFIG_FILE, sources.run, target))
+        pages.append(_build_run(folder / CONFIG_FILE, sources, target))
     if sources.kernels:
         pages.append(_build_kernels(sources.kernels, target))
     if sources.sweep:
         pages.append(_build_sweep(sources.sweep, target))
-    if sources.study:
+    # The page of a run has its studies.
+    if sources.study and not sources.run:
         pages.append(_build_study(sources.study, target))
     if not pages:
         known = ", ".join(published_names(root)) or "none"
@@ -192,20 +228,30 @@ def checksum_text(digests: Mapping[str, str]) -> str:
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
-def _build_run(config: Path, files: list[Path], target: Path) -> Path:
+def _build_run(config: Path, sources: Sources, target: Path) -> Path:
     claims = config.with_name(CLAIMS_FILE)
     folder = RESULTS / config.parent.name
     build_report(
-        read_rows(files),
+        read_rows(sources.run),
         target,
         # As it was resolved then: defaults of today's code would change the page of an earlier run.
         config=read_yaml(config),
-        manifests=_manifests(files),
+        manifests=_manifests(sources.run),
         claims=load_claims(claims) if claims.is_file() else None,
         source=folder.as_posix(),
         claims_file=(folder / CLAIMS_FILE).as_posix(),
+        evidence=_evidence(config.parent, sources.study, folder.as_posix()),
     )
     return target / "index.html"
+
+
+def _evidence(place: Path, study: list[Path], run: str) -> Evidence:
+    """Rows of the run's studies, and of the published folders that were copied beside it."""
+    copied = sorted(path for path in (place / BESIDE).glob("*") if path.is_dir())
+    beside = gather_evidence(copied) if copied else Evidence()
+    manifests = _manifests(study)
+    own = observe(read_rows(study), manifests, run)
+    return Evidence((*own, *beside.observations), (*manifests, *beside.manifests))
 
 
 def _build_kernels(files: list[Path], target: Path) -> Path:

@@ -182,7 +182,8 @@ def _untuned(config: Mapping[str, Any]) -> dict[str, Any]:
         {key: value for key, value in arm.items() if key not in ("steps", "seeds")}
         for arm in config.get("arms", [])
     ]
-    rest = {key: value for key, value in config.items() if key not in ("tuning", "seeds")}
+    # How jobs share processes decides no number; pieces may differ in it.
+    rest = {k: value for k, value in config.items() if k not in ("tuning", "seeds", "workflow")}
     return {**rest, "train": train, "arms": arms}
 
 

@@ -8,6 +8,9 @@ rule mqar:
 rule study:
     """The runs of a study that share learning rates and width, in one process."""
 
+    # Reads no data; while they are prepared, a study must not take the GPUs of the batches.
+    input:
+        ancient(rules.prepare.output.summary) if CONFIG.workflow.studies else [],
     # As in a batch, rows are no outputs: runs that are finished stay finished.
     output:
         done=touch(f"{RUN}/studies/{{study}}/{{part}}.done"),
