@@ -86,9 +86,9 @@ def missing_runs(rows: Sequence[Row], manifests: Sequence[Mapping[str, Any]]) ->
         return []
     from ham.study.report_tables import SETTING, settings_of, words_for
 
-    configs = [
-        config for one in manifests if "vocabulary_size" in (config := one.get("config") or {})
-    ]
+    given = [one.get("config") or {} for one in manifests]
+    # Other manifests beside a run, of sweeps, have no grid.
+    configs = [config for config in given if {"arms", "tasks", "widths"} <= config.keys()]
     named = [arm["name"] for config in configs for arm in config["arms"]]
     models = dict.fromkeys([*named, *reported.models])
     seeds = sorted({*reported.seeds(), *(seed for config in configs for seed in config["seeds"])})

@@ -10,10 +10,12 @@ import yaml
 
 from ham.batch.keys import key_path
 from ham.batch.tasks import Task, Tasks
+from ham.claims.evidence import read_evidence
 from ham.cli import main
 from ham.config_files import load_config
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.files import write_json, write_text
+from ham.fingerprint import repository_root
 from ham.pieces.archive import piece_of_run, read_piece, unpack, write_piece
 from ham.pieces.merge import unite
 from ham.report.manifest import collect_manifest, manifest_path, write_manifest
@@ -68,6 +70,50 @@ class Machine:
                 checkpoint.mkdir(parents=True, exist_ok=True)
                 (checkpoint / "weights").write_bytes(os.urandom(3000))
         return self
+
+    def studies(self, *seeds: int, value: float = 0.5, steps: int = 6) -> Machine:
+        """Some seeds of the first arm of a study; the second arm is never run."""
+        write_text(self.root / "study.yaml", yaml.safe_dump(STUDY))
+        manifest = collect_manifest({**STUDY, "train": {"steps": steps}}, ["ham"], [0])
+        for seed in seeds:
+            rows = self.run / f"studies/small/blank-d32/ham-cosine-blank-d32-s{seed}.rows.jsonl"
+            row = Row(
+                experiment="mqar",
+                metric="accuracy",
+                value=value,
+                task="16/2",
+                x_name="pairs",
+                x_value=2,
+                labels={
+                    **{"filler": "blank", "layout": "prefix", "variant": "plain"},
+                    **{"width": 32, "learning_rate": 0.01, "training_context": 16},
+                },
+                model="ham-cosine",
+                mixer="ham",
+                seed=seed,
+                device="CPU",
+                code_fingerprint="c0de",
+                manifest_id=manifest["manifest_id"],
+            )
+            write_rows(rows, [row])
+            write_manifest(manifest_path(rows), manifest)
+        return self
+
+
+STUDY = {
+    "name": "small",
+    "seeds": [0, 1],
+    "learning_rates": [0.01],
+    "tasks": [{"filler": "blank"}],
+    "widths": [32],
+    "arms": [{"name": name, "mixer": "ham"} for name in ("ham-cosine", "ham-random")],
+    "train": {"mixture": [{"length": 16, "pairs": 2}]},
+    "evaluate": {"sizes": [{"length": 16, "pairs": 2}]},
+}
+
+
+def with_study(root: Path) -> Machine:
+    return Machine(root, workflow={"studies": [str(root.parent / "one/study.yaml")]})
 
 
 TRAIN = [Task("train", "a", seed) for seed in (0, 1)]
@@ -179,3 +225,61 @@ def test_merging_publishes_a_report_that_lists_what_is_missing(
     assert "1 jobs have no rows: evaluate a seed 1" in summary
     assert main(["merge", str(machine.run), "--out", str(out)]) == 2
     assert "never overwritten" in capsys.readouterr().err
+
+
+def test_runs_of_a_study_travel_with_the_jobs_and_those_missing_are_named(tmp_path: Path):
+    one = with_study(tmp_path / "one").does(TRAIN[0]).studies(0)
+    (path,) = write_piece(piece_of_run(one.run), tmp_path / "p.tar.xz")
+    two = tmp_path / "two"
+    assert len(unpack([read_piece(path)], two)) == 6
+    two = with_study(two).studies(1)
+    union = unite([piece_of_run(one.run), piece_of_run(two.run)])
+    assert len([name for name in union.studies if name.endswith(".rows.jsonl")]) == 2
+    assert union.missing_runs == [f"study small: ham-random-blank-d32-s{seed}" for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"value": 0.25},
+            r"s0.rows.jsonl is in two pieces with different results: .*0.25",
+        ),
+        ({"steps": 7}, r"studies/small/blank-d32 was made under different configs"),
+    ],
+)
+def test_studies_that_disagree_are_refused(tmp_path: Path, changes: dict, message: str):
+    one = piece_of_run(with_study(tmp_path / "one").studies(0).run)
+    two = piece_of_run(with_study(tmp_path / "two").studies(0, **changes).run)
+    with pytest.raises(ConfigError, match=message):
+        unite([one, two])
+
+
+def test_a_published_union_has_its_study_and_the_speeds_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    machine = with_study(tmp_path / "one").does(TRAIN[0], EVALUATE[0]).studies(0, 1)
+    out = tmp_path / "results/published/2026-01-02-cpu"
+    speeds = repository_root() / "results/published/2026-11-25-h100-decode"
+    assert main(["merge", str(machine.run), "--out", str(out), "--evidence", str(speeds)]) == 0
+    assert "2 runs of studies are there" in capsys.readouterr().out
+    found = verify_published("2026-01-02-cpu", tmp_path)
+    assert (found.faults, found.rows) == ([], 4)
+    report = tmp_path / "reports/published/2026-01-02-cpu"
+    summary = (report / "summary.md").read_text()
+    assert "study ham-random, blank filler, d 32, seed 1: no rows" in summary
+    assert "| C6-decoding | whole model, from 4,096 tokens | supported |" in summary
+    assert "Multi-query associative recall" in (report / "index.html").read_text()
+    assert "50.0 %" in (report / "tables/mqar.md").read_text()
+    # The models of the study are no models of the run.
+    assert "ham-cosine" not in (report / "tables/comparison.md").read_text()
+    runs = {Path(one.run).name for one in read_evidence([out])}
+    assert runs == {"2026-01-02-cpu", "2026-11-25-h100-decode"}
+
+
+def test_evidence_must_be_published(tmp_path: Path, capsys: pytest.CaptureFixture):
+    machine = Machine(tmp_path).does(*TRAIN)
+    out = tmp_path / "results/published/2026-01-03-cpu"
+    assert main(["merge", str(machine.run), "--out", str(out), "--evidence", str(tmp_path)]) == 2
+    assert "has no SHA256SUMS" in capsys.readouterr().err
+    assert not out.exists()

@@ -92,6 +92,8 @@ def test_a_run_writes_rows_a_failed_one_errors_and_only_that_is_repeated(
     printed = capsys.readouterr().out
     assert f"{good}-s0: finished earlier" in printed
     assert f"{bad}-s0: failed: ConfigError" in printed
+    assert run(config_file, folder, "--tasks", "random", "--keep-going") == 0
+    assert all(row.error for row in rows_of(folder)[f"{bad}-s0"])
     assert run(config_file, folder, "--tasks", "random", "--arms", "ham-cosine") == 0
     capsys.readouterr()
     assert run(config_file, folder, "--arms", "ham-cosine", "--seeds", "0", "--steps", "3") == 0
@@ -146,7 +148,8 @@ def test_no_group_starts_after_the_time_is_over_and_the_rest_is_run_later(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     choice = ("--arms", "ham-cosine", "--tasks", "blank", "--steps", "1")
-    assert run(config_file, tmp_path / "rows", *choice, "--minutes", "0") == 1
+    late = [*choice, "--minutes", "0", "--keep-going"]
+    assert run(config_file, tmp_path / "rows", *late) == 1
     assert "2 runs are left; the same command goes on with them" in capsys.readouterr().err
     assert not rows_of(tmp_path / "rows")
     assert run(config_file, tmp_path / "rows", *choice) == 0
