@@ -52,6 +52,22 @@ TINY = {
     "measure": {"contexts": [64], "decode_tokens": 2, "repeats": 1, "warmup": 0},
 }
 
+STUDY = {
+    "name": "small",
+    "seeds": [0],
+    "learning_rates": [0.01],
+    "tasks": [{"filler": "blank"}],
+    "widths": [16],
+    "vocabulary_size": 64,
+    "layers": 1,
+    "arms": [
+        {"name": "ham-cosine", "mixer": "ham", "options": {"score": "cosine"}},
+        {"name": "broken", "mixer": "ham", "options": {"score": "nonsense"}},
+    ],
+    "train": {"steps": 2, "batch_size": 2, "mixture": [{"length": 16, "pairs": 2}]},
+    "evaluate": {"examples": 4, "batch_size": 4, "sizes": [{"length": 16, "pairs": 2}]},
+}
+
 
 def snakemake_command(folder: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile") -> list:
     base = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
@@ -294,7 +310,9 @@ class Pipeline:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = write_yaml(folder / "tiny.yaml", TINY)
+        study = write_yaml(folder / "study.yaml", STUDY)
+        values = {**TINY, "workflow": {"studies": [study]}}
+        self.config = write_yaml(folder / "tiny.yaml", values)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return snakemake(self.folder, "--configfile", self.config, *arguments)
@@ -357,6 +375,18 @@ def test_the_report_links_a_page_of_kept_tokens(pipeline: Pipeline):
     index = (pipeline.folder / "reports/tiny/index.html").read_text()
     assert f'href="{link}"' in index
     assert f"[Kept tokens]({link})" in (pipeline.folder / "reports/tiny/summary.md").read_text()
+
+
+def test_a_study_is_on_the_page_of_the_run(pipeline: Pipeline):
+    folder = pipeline.folder / "results/runs/tiny/studies/small"
+    rows = read_rows(sorted((folder / "blank-d16").glob("*.rows.jsonl")))
+    assert {row.model for row in rows} == {"ham-cosine", "broken"}
+    assert {row.model for row in rows if row.error} == {"broken"}
+    assert (folder / "blank-d16.done").exists()
+    table = (pipeline.folder / "reports/tiny/tables/mqar.md").read_text()
+    assert "ham-cosine" in table
+    assert "failed" in table
+    assert (pipeline.folder / "reports/tiny/figures/mqar.svg").exists()
 
 
 def test_only_ham_arms_have_a_page_of_kept_tokens():

@@ -30,7 +30,13 @@ from ham.report.html import INSPECTION_CAPTION, Page, PageFigure, failure_lines,
 from ham.report.plots_base import Look, save_png, save_svg, style_context
 from ham.report.provenance import Manifest, gather
 from ham.report.rows import Row
-from ham.report.study_section import missing_runs, study_figures, study_rows, study_tables
+from ham.report.study_section import (
+    missing_runs,
+    study_figures,
+    study_rows,
+    study_sentence,
+    study_tables,
+)
 from ham.report.summary import summary_sentences
 from ham.report.tables import PARTS_OF_TABLES, all_tables
 from ham.report.tables_base import Table
@@ -155,6 +161,7 @@ def build_report(
         sentences=[
             *first_screen(results, settings, judged, known, absent),
             *summary_sentences(results, look),
+            *study_sentence(study, evidence.manifests),
         ],
         tables=tables,
         figures=figures,

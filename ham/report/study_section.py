@@ -6,14 +6,15 @@ the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ham.claims.evidence import Evidence
 from ham.report.aggregate import Results
+from ham.report.formats import join_words
 from ham.report.html import PageFigure
 from ham.report.plots_base import save_png, save_svg, style_context
+from ham.report.provenance import Manifest, commit_and_changes
 from ham.report.rows import Row
 from ham.report.tables_base import Table
 
@@ -76,7 +77,27 @@ def study_figures(rows: Sequence[Row]) -> Iterator[tuple[PageFigure, bytes]]:
             yield page, save_png(figure)
 
 
-def missing_runs(rows: Sequence[Row], manifests: Sequence[Mapping[str, Any]]) -> list[str]:
+def study_sentence(rows: Sequence[Row], manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
+    """Topic and text: what was run, by which code, and which scores the seeds tell apart."""
+    reported = _reported(rows)
+    if not reported.rows:
+        return []
+    from ham.study.report import BETTER, compare_scores
+    from ham.study.report_tables import settings_of
+
+    used = {row.manifest_id for row in reported.rows}
+    commits = {commit_and_changes(one) for one in manifests if one.get("manifest_id") in used}
+    told = [line for line in compare_scores(reported) if line.endswith(BETTER)]
+    text = (
+        f"Arms: {len(reported.models)}, settings: {len(settings_of(reported))}, seeds: "
+        f"{len(reported.seeds())}, on {join_words(reported.devices())}, at commit "
+        f"{join_words(sorted(commits)) or 'unknown'}. Over all settings and trained sizes: "
+        f"{'; '.join(told) or 'the seeds tell no two scores apart'}."
+    )
+    return [(TITLE, text)]
+
+
+def missing_runs(rows: Sequence[Row], manifests: Sequence[Manifest]) -> list[str]:
     """Arms and seeds of the study that a setting has no row of, in words.
 
     Settings are those that occur in rows; arms and seeds also those that the manifests name.

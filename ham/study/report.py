@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ham.errors import MissingDataError
 from ham.files import atomic_writer, write_text
-from ham.report.aggregate import Results, difference
+from ham.report.aggregate import Cell, Results, difference
 from ham.report.formats import cell_text, join_words, share
 from ham.report.manifest import manifest_path, read_manifest
 from ham.report.plots_base import save_png, save_svg, style_context
@@ -36,6 +36,7 @@ from ham.study.report_tables import (
 )
 from ham.study.runs import EXPERIMENT, TUNING
 
+BETTER = "is better"
 RULE = (
     "The score with the higher mean over all settings and all sizes no longer than trained is the "
     "better default if the interval of the paired difference leaves out 0."
@@ -147,24 +148,33 @@ def figures(results: Results) -> Iterator[tuple[str, Figure]]:
 
 def verdicts(results: Results) -> list[str]:
     """Sentences on the mean over settings and trained sizes of every two scores."""
-    present = [model for model in COMPARED if model in results.models]
     lines = ["# Which score?", "", RULE, ""]
-    means = {model: mean_over_sizes(results, model) for model in present}
+    means = _means(results)
     lines += [f"- {model}: {cell_text(cell, share)}" for model, cell in means.items()]
-    lines.append("")
-    for ours, theirs in itertools.combinations(present, 2):
+    return [*lines, "", *(f"- {line}" for line in compare_scores(results))]
+
+
+def compare_scores(results: Results) -> list[str]:
+    """The difference of every two scores and what the seeds say of it, a line each."""
+    means, lines = _means(results), []
+    for ours, theirs in itertools.combinations(means, 2):
         cell = difference(means[ours], means[theirs])
         estimate = cell.estimate
         if estimate is None or estimate.low is None or estimate.n < 3:
             verdict = "not decided: fewer than three common seeds"
         elif estimate.low > 0:
-            verdict = f"{ours} is better"
+            verdict = f"{ours} {BETTER}"
         elif estimate.high < 0:
-            verdict = f"{theirs} is better"
+            verdict = f"{theirs} {BETTER}"
         else:
             verdict = "not decided: the interval holds 0"
-        lines.append(f"- {ours} − {theirs}: {cell_text(cell, signed_share)}; {verdict}")
+        lines.append(f"{ours} − {theirs}: {cell_text(cell, signed_share)}; {verdict}")
     return lines
+
+
+def _means(results: Results) -> dict[str, Cell]:
+    present = [model for model in COMPARED if model in results.models]
+    return {model: mean_over_sizes(results, model) for model in present}
 
 
 def chosen_rates(rows: Sequence[Row]) -> list[str]:

@@ -270,6 +270,7 @@ def test_a_published_union_has_its_study_and_the_speeds_beside_it(
     assert "study ham-random, blank filler, d 32, seed 1: no rows" in summary
     assert "| C6-decoding | whole model, from 4,096 tokens | supported |" in summary
     assert "Multi-query associative recall" in (report / "index.html").read_text()
+    assert "Arms: 1, settings: 1, seeds: 2, on CPU, at commit" in summary
     assert "50.0 %" in (report / "tables/mqar.md").read_text()
     # The models of the study are no models of the run.
     assert "ham-cosine" not in (report / "tables/comparison.md").read_text()
