@@ -11,7 +11,13 @@ from ham.config_files import load_config
 from ham.errors import ConfigError
 from ham.fingerprint import repository_root
 from ham.plan import Plan, format_plan, readable_bytes
-from ham.plan_gpu import COMPILE_SECONDS, PROCESS_SECONDS, GpuTimes, measured_speeds
+from ham.plan_gpu import (
+    COMPILE_SECONDS,
+    PROCESS_SECONDS,
+    GpuTimes,
+    format_batches,
+    measured_speeds,
+)
 from ham.plan_note import note_lines, with_note
 from ham.plan_schedule import Process, wall_minutes
 from ham.report.manifest import collect_manifest, manifest_path, write_manifest
@@ -147,9 +153,8 @@ def test_a_process_waits_for_those_whose_results_it_reads():
     assert wall_minutes(processes, 2) == 6.0
 
 
-def test_the_plan_says_wall_time_and_has_the_study(capsys: pytest.CaptureFixture):
-    assert main(["plan", str(FOLDER / "h100.yaml"), "--gpus", "4"]) == 0
-    printed = capsys.readouterr().out
+def test_the_plan_says_wall_time_and_has_the_study():
+    printed = "\n".join(format_batches(planned("h100").gpu, gpus=4))
     for words in ("wall time with 1 GPU: ", "wall time with 4 GPUs: ", "mqar random-d64"):
         assert words in printed
 
