@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ham.kernels.runs import takes_runs
 
 WITHOUT_PLANS = [
     SDPBackend.FLASH_ATTENTION,
@@ -13,6 +16,8 @@ WITHOUT_PLANS = [
     SDPBackend.MATH,
 ]
 
+# torch's own rule under `torch.vmap` takes no mask that every run shares.
+attention = takes_runs()(F.scaled_dot_product_attention)
 
 BACKENDS = {
     "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
