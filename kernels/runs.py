@@ -1,9 +1,9 @@
 """Operations under `torch.vmap` over runs: one program that trains several models alike.
 
 There every tensor that differs between runs has an axis of runs that the program does not see. An
-operation on rows (a batch of sequences that do not know of each other) needs no rule of its own for
-that: runs are further rows, and the same kernels compute them in one call. Only what all rows share,
-such as weights, stands in the way where it differs; then each run has a call of its own.
+operation on rows (a batch of sequences that do not know of each other) needs no rule of its own
+for that: runs are further rows, and the same kernels compute them in one call. Only what all rows
+share, such as weights, stands in the way where it differs; then each run has a call of its own.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def _run_by_run(
 ) -> Any:
     """A call for each run, and the results side by side."""
     # `unbind` and not an index: the gradient of that fills a tensor of all runs for each run.
-    split = [
-        [leaf] * runs if axis is None else leaf.unbind(axis) for leaf, axis, _ in triples
-    ]
+    split = [[leaf] * runs if axis is None else leaf.unbind(axis) for leaf, axis, _ in triples]
     made = []
     for run in range(runs):
         args, kwargs = pytree.tree_unflatten([leaf[run] for leaf in split], layout)

@@ -48,7 +48,7 @@ class JointData:
     def __init__(self, parts: Sequence[TrainingData]):
         self.schedule, self.cycle = parts[0].schedule, parts[0].cycle
         self.stores = [
-            Batch(**{name: torch.stack([vars(one)[name] for one in same]) for name in vars(same[0])})
+            Batch(*(torch.stack(tensors) for tensors in zip(*map(_tensors, same), strict=True)))
             for same in zip(*(part.stores for part in parts), strict=True)
         ]
         self.calibration = [part.calibration for part in parts]
@@ -85,18 +85,6 @@ class Program(Steps):
         # tensor, which `start` makes sure of.
         self._loss, self._move = _Loss(models[0]), _EndStep(models[0])
 
-    def start(self) -> None:
-        """Set the thresholds' start, compare with the runs alone and, on a GPU, capture.
-
-        Raises:
-            NotOneProgramError: If a run's gradient is not what it is alone.
-        """
-        for model in self.models:
-            for controller in model.controllers:
-                # Asked now, because under `torch.vmap` nothing may wait for the device.
-                controller.settle()
-        super().start()
-
     def learn(self, size: int) -> Tensor:
         """Update the weights with the next batch of size `size`; `losses_R` before that."""
         losses_R, grads = self._gradients(self._next_batch(size))
@@ -107,8 +95,16 @@ class Program(Steps):
         """Let the thresholds follow what they observed."""
         torch.vmap(self._moved)(self.stacked.buffers)
 
-    def _check(self) -> None:
-        """Compare with the runs alone before anything is captured."""
+    def _prepare(self) -> None:
+        """Set the thresholds' start, and compare with the runs alone.
+
+        Raises:
+            NotOneProgramError: If a run's gradient is not what it is alone.
+        """
+        super()._prepare()
+        for controller in self.models[0].controllers:
+            # Asked now, because under `torch.vmap` nothing may wait for the device.
+            controller.settle()
         before = [value.clone() for value in self._state()]
         batch = self._next_batch(0)
         _, grads = self._gradients(batch)
@@ -177,6 +173,10 @@ class _EndStep(nn.Module):
     def forward(self) -> Tensor:
         self.model.end_step()
         return torch.stack([controller.threshold for controller in self.model.controllers])
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [*vars(batch).values()]
 
 
 def _inside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -109,15 +109,14 @@ class StackedAdamW:
         self.stacked = stacked
         self.clip = settings.gradient_clip
         steps = torch.arange(1, settings.steps + 1, dtype=torch.float64)
-        rates_RS = torch.tensor([rates(settings, peak) for peak in peaks], dtype=torch.float64)
+        rates_RS = torch.tensor([rates(settings, peak) for peak in peaks]).double()
         # By step: the rate of each run, its step size, and the root of the second correction.
         tables = (
             rates_RS,
             rates_RS / (1 - FIRST_DECAY**steps),
             (1 - SECOND_DECAY**steps).sqrt().expand_as(rates_RS),
         )
-        device = next(stacked.tensors()).device
-        self.tables_3RS = torch.stack(tables).float().to(device)
+        self.tables_3RS = torch.stack(tables).to(stacked.groups[0].weights_RN)
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], step_index_1: Tensor) -> None:

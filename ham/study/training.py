@@ -139,11 +139,7 @@ class Steps(ABC):
             # Weights and batches were made on another stream.
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with self._on_stream():
-            for run, model in enumerate(self.models):
-                if model.controllers:
-                    with self._precision():
-                        start_thresholds(model, self._calibration(run))
-            self._check()
+            self._prepare()
             if self.stream is not None:
                 self._capture()
 
@@ -196,8 +192,12 @@ class Steps(ABC):
         raise_on_bad_scores(self.models[run].controllers)
         return losses
 
-    def _check(self) -> None:
-        """Before anything is captured; nothing to do for a run alone."""
+    def _prepare(self) -> None:
+        """Set the thresholds' start."""
+        for run, model in enumerate(self.models):
+            if model.controllers:
+                with self._precision():
+                    start_thresholds(model, self._calibration(run))
 
     def _control(self) -> None:
         """The thresholds' part of a step: the closed loop per cycle, and the freeze."""
