@@ -112,7 +112,9 @@ def test_arms_of_a_seed_start_alike_whatever_runs_beside_them(config_file: Path,
         assert run(config_file, tmp_path / name, *choice, *more) == 0
         rows = rows_of(tmp_path / name)["ham-cosine-blank-d32-s1"]
         values.append([row.value for row in rows if row.metric not in TIMES])
-    assert values[0] == values[1] == values[2]
+    assert values[0] == values[1]
+    # Alone in its program, sums go in another order.
+    assert values[2] == pytest.approx(values[0], rel=1e-5)
 
 
 def test_the_learning_rate_is_chosen_on_a_seed_that_is_not_reported(
