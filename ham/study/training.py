@@ -117,7 +117,7 @@ class Steps(ABC):
 
     @abstractmethod
     def end_cycle(self) -> None:
-        """Let the thresholds follow what they observed."""
+        """Let the thresholds follow what they observed; not called where there are none."""
 
     @abstractmethod
     def _calibration(self, run: int) -> list[RoutingHints]:
@@ -172,7 +172,8 @@ class Steps(ABC):
             # There may be fewer steps than sizes.
             self.step_index_1.zero_()
             self.step(size)
-        self.end_cycle()
+        if self.models[0].controllers:
+            self.end_cycle()
         self._restore(before)
 
     def losses_of(self, run: int) -> list[float]:
@@ -231,7 +232,8 @@ class Steps(ABC):
             self._record(lambda size=size: self.step(size), pool)
             for size in range(len(self.stores))
         ]
-        self._replay_cycle = self._record(self.end_cycle, pool)
+        if self.models[0].controllers:
+            self._replay_cycle = self._record(self.end_cycle, pool)
 
     def _record(self, work: Callable[[], None], pool: tuple[int, int]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()

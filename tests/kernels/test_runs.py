@@ -73,7 +73,7 @@ def heads(provider: str) -> tuple[Callable[..., Any], list]:
             provider=provider,
         )
 
-    return call, [drawn(R, B, T, 3 * H * K), drawn(R, 4, 3 * H * K), drawn(R, K), drawn(R, K) + 1]
+    return call, [drawn(R, 1, T, 3 * H * K), drawn(R, 4, 3 * H * K), drawn(R, K), drawn(R, K) + 1]
 
 
 def sums(provider: str) -> tuple[Callable[..., Any], list]:

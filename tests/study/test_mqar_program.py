@@ -20,9 +20,9 @@ from ham.study.training import Trainer, TrainingData
 
 CPU = torch.device("cpu")
 STEPS = 5
-# Two tasks, three seeds, and a rate of its own for a run of the second seed and task.
-RUNS = [("blank", 0, 0.01), ("random", 1, 0.01), ("random", 1, 0.03), ("random", 2, 0.003)]
-PARTS = [0, 1, 1, 2]
+# Two tasks, two seeds, and two rates for one of them.
+RUNS = [("blank", 0, 0.01), ("random", 1, 0.01), ("random", 1, 0.03)]
+PARTS = [0, 1, 1]
 
 
 def shipped_arms() -> dict[str, dict]:
@@ -107,14 +107,17 @@ def test_every_run_is_what_it_is_alone(tiny_study, arm: str):
         assert all(moved), "the views follow the weights of the program"
 
 
-def test_recorded_steps_leave_no_trace_of_the_warm_up(tiny_study, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("arm", ["ham-learned", "transformer"])
+def test_recorded_steps_leave_no_trace_of_the_warm_up(
+    tiny_study, monkeypatch: pytest.MonkeyPatch, arm: str
+):
     """Everything of a capture but the recording itself, which needs a GPU."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(Program, "_record", lambda self, work, pool: work)
     found = []
     for captured in (False, True):
-        steps = one_program(study(tiny_study, "ham-learned"))
+        steps = one_program(study(tiny_study, arm))
         steps.start()
         addresses = [x.data_ptr() for x in steps.stacked.tensors()]
         if captured:
@@ -139,7 +142,7 @@ def test_a_run_that_diverges_fails_alone(tiny_study):
         found.append(steps)
     with pytest.raises(ArithmeticError, match="the loss is nan at step 2"):
         found[1].losses_of(1)
-    for run in (0, 2, 3):
+    for run in (0, 2):
         assert found[1].losses_of(run) == found[0].losses_of(run)
         assert all(controller.frozen for controller in found[1].models[run].controllers)
     # The calibration saw the scores of that run, and the others had theirs all the same.
@@ -150,7 +153,7 @@ def test_a_run_that_diverges_fails_alone(tiny_study):
 def test_runs_that_are_not_alike_are_found_out(tiny_study):
     steps = one_program(study(tiny_study, "transformer"))
     steps.models[2].blocks[1].mixer_norm.eps = 0.1
-    with pytest.raises(NotOneProgramError, match="gradient of run 3 of 4"):
+    with pytest.raises(NotOneProgramError, match="gradient of run 3 of 3"):
         steps.start()
 
 
