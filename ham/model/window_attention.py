@@ -18,6 +18,7 @@ from ham.measure.cost import causal_pairs
 from ham.model import window_blocks
 
 
+@takes_runs()
 def window_attention(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, window: int, sinks: int = 0
 ) -> Tensor:
@@ -30,7 +31,6 @@ def window_attention(
     return attend(q_BTHK, k_BTHK, v_BTHV, window, sinks)
 
 
-@takes_runs()
 def banded_attention(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, window: int, sinks: int = 0
 ) -> Tensor:

@@ -16,7 +16,7 @@ from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scor
 from ham.kernels.gated_sum import gated_sum
 from ham.kernels.routed_attention import routed_attention
 from ham.kernels.runs import differs_between_runs, takes_runs
-from ham.model.window_attention import banded_attention
+from ham.model.window_attention import window_attention
 
 __all__ = ["interpreter"]
 R, B, T, H, K = 2, 2, 3, 2, 16
@@ -92,7 +92,7 @@ CASES = {
     "heads, torch": heads("torch"),
     "heads, triton": heads("triton"),
     "sum, triton": sums("triton"),
-    "banded": (lambda *x: banded_attention(*x, window=2, sinks=1), three(R, B, T, H, K)),
+    "window": (lambda *x: window_attention(*x, window=2, sinks=1), three(R, B, T, H, K)),
 }
 
 

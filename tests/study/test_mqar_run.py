@@ -182,7 +182,7 @@ def test_the_plan_counts_runs_and_their_minutes(
     values["train"] |= {"steps": 1000, "tuning_steps": 500}
     config_file.write_text(yaml.safe_dump(values))
     common = {"experiment": "mqar", "model": "a", "mixer": "ham", "device": "an H100"}
-    labels = {"width": 32, "side_by_side": 4}
+    labels = {"width": 32, "side_by_side": 4, "in_one_program": 2}
     rows = [
         Row(**common, metric="train_step_ms", value=6.0, labels=labels),
         Row(**common, metric="overhead_seconds", value=3.0, labels=labels),
@@ -197,7 +197,10 @@ def test_the_plan_counts_runs_and_their_minutes(
         ["blank", "64", "2", "2", "0.5"],
         ["total", "8", "8", "2.0"],
     ]
-    assert "an H100, 4 runs side by side" in text and "width 64 was not measured" in text
+    assert (
+        "an H100, 4 runs side by side, 2 in one program" in text
+        and "width 64 was not measured" in text
+    )
     assert main([*plan[:3], "--measured", str(tmp_path)]) == 2
     assert "no rows of metric 'train_step_ms'" in capsys.readouterr().err
 
