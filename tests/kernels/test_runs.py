@@ -19,7 +19,7 @@ from ham.kernels.runs import differs_between_runs, takes_runs
 from ham.model.window_attention import window_attention
 
 __all__ = ["interpreter"]
-R, B, T, H, K = 2, 2, 3, 2, 16
+R, B, T, H, K = 2, 2, 3, 1, 16
 
 
 def drawn(*shape: int) -> torch.Tensor:

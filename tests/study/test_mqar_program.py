@@ -19,7 +19,7 @@ from ham.study.runs import Run, Surroundings
 from ham.study.training import Trainer, TrainingData
 
 CPU = torch.device("cpu")
-STEPS = 5
+STEPS = 4
 # Two tasks, two seeds, and two rates for one of them.
 RUNS = [("blank", 0, 0.01), ("random", 1, 0.01), ("random", 1, 0.03)]
 PARTS = [0, 1, 1]
@@ -42,7 +42,7 @@ def study(tiny_study, arm: str, **train: object) -> MqarConfig:
     return tiny_study(
         arms=[ARMS[arm]],
         tasks=[{"filler": "blank"}, {"filler": "random"}],
-        train={"steps": STEPS, "batch_size": 2, "freeze_fraction": 0.8, **train},
+        train={"steps": STEPS, "batch_size": 2, "freeze_fraction": 0.75, **train},
     )
 
 
@@ -79,7 +79,7 @@ def train(steps: Program | Trainer) -> None:
 
 
 @pytest.mark.parametrize(
-    "arm", [name for name in ARMS if name not in ("ham-prefix", "transformer")]
+    "arm", [name for name in ARMS if name not in ("ham-cosine", "ham-prefix", "transformer")]
 )
 def test_every_run_is_what_it_is_alone(tiny_study, arm: str):
     # Thresholds are calibrated once more after the last step.
