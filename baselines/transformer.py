@@ -14,13 +14,12 @@ import contextlib
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ham.cache import BLOCK_TOKENS, DenseKVCache, grown_tokens
 from ham.config import NonNegative, Positive, PositiveFloat
 from ham.errors import ConfigError
-from ham.kernels.sdpa import for_varying_shapes
+from ham.kernels.sdpa import attention, for_varying_shapes
 from ham.measure.cost import attention_flops, causal_pairs, conv_flops, linear_flops
 from ham.model.blocks import RotaryPositions, ShortConvolution, split_heads
 from ham.model.knob import Knob
@@ -163,7 +162,7 @@ class Transformer(SequenceMixer):
             )
         varying = contextlib.nullcontext() if whole else for_varying_shapes(q_BTHK.device)
         with varying:
-            o_BHTV = F.scaled_dot_product_attention(
+            o_BHTV = attention(
                 q_BTHK.transpose(1, 2),
                 k_BNHK.to(q_BTHK.dtype).transpose(1, 2),
                 v_BNHV.to(q_BTHK.dtype).transpose(1, 2),

@@ -211,7 +211,9 @@ class WorkflowConfig(Strict):
         "in the checkout; their rows enter its report and its claims.",
     )
     study_jobs: Positive = Field(
-        default=12, description="Runs of a study side by side in a process (`ham mqar run --jobs`)."
+        default=4,
+        description="Programs of a study, each of several runs, side by side in a process "
+        "(`ham mqar run --jobs`).",
     )
 
 

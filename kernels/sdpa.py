@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ham.kernels.runs import differs_between_runs, takes_runs
 
 WITHOUT_PLANS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-
 
 BACKENDS = {
     "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -43,3 +47,24 @@ def for_varying_shapes(device: torch.device) -> contextlib.AbstractContextManage
     if device.type != "cuda":
         return contextlib.nullcontext()
     return sdpa_kernel(WITHOUT_PLANS)
+
+
+_of_rows = takes_runs()(F.scaled_dot_product_attention)
+
+
+def attention(
+    q_BHTK: Tensor,
+    k_BGNK: Tensor,
+    v_BGNV: Tensor,
+    attn_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, also under `torch.vmap` over runs.
+
+    torch's own rule lacks masks that all runs share.
+    """
+    if attn_mask is not None and differs_between_runs(q_BHTK, k_BGNK, v_BGNV):
+        # A mask for each sequence, because runs become further sequences.
+        shape = (1,) * (4 - attn_mask.ndim) + attn_mask.shape
+        attn_mask = attn_mask.expand(q_BHTK.shape[0], *shape[1:])
+    return _of_rows(q_BHTK, k_BGNK, v_BGNV, attn_mask, **options)

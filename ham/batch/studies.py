@@ -37,7 +37,7 @@ class StudyPart:
         tasks: Names of the tasks.
         width: Model width.
         folder: Of the run that it belongs to.
-        jobs: Runs side by side.
+        jobs: Programs side by side.
         device: `auto`, `cpu` or `cuda`, as the run has it.
     """
 

@@ -25,7 +25,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     grid.add_argument(
         "--launch", choices=("graph", "eager"), help="instead of train.launch, for every arm alike"
     )
-    grid.add_argument("--jobs", type=int, default=1, help="runs side by side in a process")
+    grid.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="programs side by side in a process; each trains several runs of one arm and width "
+        "(train.runs_per_program)",
+    )
     grid.add_argument("--processes", type=int, default=1, help="processes on the device")
     grid.add_argument(
         "--minutes",

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from ham.kernels.convolved_heads import Rotation
 from ham.kernels.convolved_heads.arguments import EPSILON as NORM_EPSILON
 from ham.kernels.convolved_heads.reference import convolve, rotate
+from ham.kernels.runs import differs_between_runs, takes_runs
 from ham.model.positions import span
+
+
+@takes_runs()
+def _unit_gain_norm(x: Tensor, shape: tuple[int, ...], epsilon: float) -> Tensor:
+    return F.rms_norm(x, shape, eps=epsilon)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -30,7 +36,10 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` and multiply by the gain; keeps the dtype."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        gain = self.weight.to(x.dtype)
+        if differs_between_runs(gain):
+            return _unit_gain_norm(x, self.normalized_shape, self.eps) * gain
+        return F.rms_norm(x, self.normalized_shape, gain, self.eps)
 
 
 class RotaryPositions(nn.Module):

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ham.cache import WindowKVCache
+from ham.kernels.runs import takes_runs
 from ham.kernels.sdpa import for_varying_shapes
 from ham.measure.cost import causal_pairs
 from ham.model import window_blocks
 
 
+@takes_runs()
 def window_attention(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, window: int, sinks: int = 0
 ) -> Tensor:

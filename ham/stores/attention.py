@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ham.kernels.sdpa import for_varying_shapes
+from ham.kernels.sdpa import attention, for_varying_shapes
 
 QUERY_BLOCK = 256
 """Queries that attend together; masks of one block are all that is held at a time."""
@@ -60,9 +59,7 @@ def attend_stretches(
     values.append(values[0].new_zeros(batch, heads, 1, first.shape[-1]))
     masks.append(~seen_BGT1 if null else torch.ones_like(seen_BGT1))
     with for_varying_shapes(q_BHTK.device):
-        o_BHTV = F.scaled_dot_product_attention(
-            q_BHTK, torch.cat(keys, 2), torch.cat(values, 2), torch.cat(masks, -1)
-        )
+        o_BHTV = attention(q_BHTK, torch.cat(keys, 2), torch.cat(values, 2), torch.cat(masks, -1))
     return o_BHTV.to(first.dtype)
 
 

@@ -123,6 +123,11 @@ class MqarTrain(Strict):
     launch: Literal["auto", "graph", "eager"] = Field(
         default="auto", description="CUDA graphs or eager steps; auto: graphs on a GPU."
     )
+    runs_per_program: Positive = Field(
+        default=16,
+        description="Most runs of an arm and width (seeds, rates, tasks with one mixture) that "
+        "train in one program; 1: each alone. Results agree to rounding.",
+    )
     mixture: Annotated[list[Size], Field(min_length=1)]
 
     @property

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,8 +45,26 @@ FILLER, KEY, VALUE, QUERY, REPEAT, STALE = range(6)
 NEVER = -1
 
 
+class _Tensors:
+    """Base of dataclasses that hold tensors alone."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `change` applied to every tensor."""
+        return type(self)(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
 @dataclass(frozen=True)
-class Examples:
+class Batch(_Tensors):
+    """What training reads of `Examples`; axes of runs and steps may stand in front."""
+
+    tokens_NT: Tensor
+    wanted_NT: Tensor
+    queries_NP: Tensor
+    answers_NP: Tensor
+
+
+@dataclass(frozen=True)
+class Examples(_Tensors):
     """Examples of one size; a leading axis of steps in a training set.
 
     Attributes:
@@ -71,13 +90,10 @@ class Examples:
         """Boolean; one value position for each pair, which an oracle would keep."""
         return self.classes_NT == VALUE
 
-    def each(self) -> list[Examples]:
-        """One for each entry of the leading axis."""
-        return [self.map(lambda x, i=i: x[i]) for i in range(len(self.tokens_NT))]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Examples:
-        """The same examples with `change` applied to every tensor."""
-        return Examples(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+    @property
+    def batch(self) -> Batch:
+        """What training reads of them."""
+        return Batch(self.tokens_NT, self.wanted_NT, self.queries_NP, self.answers_NP)
 
 
 def generator(device: torch.device, *key: object) -> torch.Generator:
@@ -215,14 +231,15 @@ def _places(count: int, size: Size, task: Task, random: torch.Generator) -> tupl
     return starts_W.expand(count, -1).contiguous(), 2 * written + 2 * gaps_NP
 
 
-def mixture_schedule(sizes: list[Size], steps: int, seed: int) -> list[int]:
+def mixture_schedule(sizes: list[Size], steps: int) -> list[int]:
     """Which size each training step uses, as indices.
 
     Steps go in cycles, in which every size comes as often as its weight says, in an order drawn
-    anew for each cycle.
+    anew for each cycle. It is the same for every seed, so that runs of several seeds can take
+    their steps together.
     """
     cycle = torch.tensor([i for i, size in enumerate(sizes) for _ in range(size.weight)])
-    random = generator(torch.device("cpu"), "schedule", seed)
+    random = generator(torch.device("cpu"), "schedule")
     cycles = -(-steps // len(cycle))
     order = [cycle[torch.randperm(len(cycle), generator=random)] for _ in range(cycles)]
     return torch.cat(order)[:steps].tolist()

@@ -8,6 +8,7 @@ while another keeps the GPU busy.
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -27,7 +28,9 @@ from ham.study.config import MqarConfig
 from ham.study.groups import GroupResult, GroupRunner
 from ham.study.runs import Run, Surroundings
 
-Submit = Callable[[Sequence[Run]], Future[GroupResult]]
+# The runs of each program.
+Group = Sequence[Sequence[Run]]
+Submit = Callable[[Group], Future[GroupResult]]
 
 
 class Grid:
@@ -35,7 +38,7 @@ class Grid:
 
     Args:
         surroundings: Configuration, folder, device.
-        jobs: Runs side by side in a process.
+        jobs: Programs side by side in a process.
         report: Called with one line about each finished run.
         seconds: After them no further runs are started.
         processes: Processes that work on groups at the same time.
@@ -71,7 +74,7 @@ class Grid:
                 self._run_all(reported_runs(config, chosen_rates(config, tuned)), submit)
 
     def _run_all(self, runs: Sequence[Run], submit: Submit) -> list[tuple[Run, list[Row]]]:
-        """Rows of every run; unfinished ones are run, `jobs` at a time in each process."""
+        """Rows of every run; of unfinished ones `jobs` programs run at a time in each process."""
         done: dict[str, list[Row]] = {}
         waiting: list[Run] = []
         for run in runs:
@@ -81,22 +84,21 @@ class Grid:
             else:
                 done[run.name] = rows
                 self.report(f"{run.name}: finished earlier")
-        groups = [waiting[i : i + self.jobs] for i in range(0, len(waiting), self.jobs)]
+        programs = self.surroundings.programs(waiting)
+        groups = [programs[i : i + self.jobs] for i in range(0, len(programs), self.jobs)]
         for group, result in self._in_turn(groups, submit):
-            for run, rows in zip(group, result.rows, strict=True):
+            for run, rows in zip(itertools.chain(*group), result.rows, strict=True):
                 done[run.name] = rows
         return [(run, done.get(run.name, [])) for run in runs]
 
-    def _in_turn(
-        self, groups: list[list[Run]], submit: Submit
-    ) -> Iterator[tuple[list[Run], GroupResult]]:
+    def _in_turn(self, groups: list[Group], submit: Submit) -> Iterator[tuple[Group, GroupResult]]:
         """Results as they come; no group is started after the deadline."""
-        running: dict[Future[GroupResult], list[Run]] = {}
+        running: dict[Future[GroupResult], Group] = {}
         queue = list(groups)
         while queue or running:
             while queue and len(running) < self.processes:
                 if time.perf_counter() >= self._deadline:
-                    self.left += sum(len(group) for group in queue)
+                    self.left += sum(len(runs) for group in queue for runs in group)
                     queue = []
                     break
                 group = queue.pop(0)
@@ -169,7 +171,10 @@ def chosen_rates(
 
 
 def reported_runs(config: MqarConfig, rates: dict[tuple[str, str, int], float]) -> list[Run]:
-    """Every reported run; seeds are the slowest axis, so that what exists early has all arms."""
+    """Every reported run; seeds are the slowest axis.
+
+    Where seeds train in one program, arms follow one another instead, each with all of its seeds.
+    """
     return [
         Run(arm, task, width, seed, rates[arm.name, str(task), width])
         for seed in config.seeds
@@ -205,5 +210,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_in_process(group: Sequence[Run]) -> GroupResult:
+def _run_in_process(group: Group) -> GroupResult:
     return _RUNNERS[0].run(group)

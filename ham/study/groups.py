@@ -1,8 +1,12 @@
-"""Runs side by side: set up, train, evaluate, write their rows.
+"""Programs side by side: set up, train, evaluate their runs, write the rows.
 
-On a GPU the runs of a group share it in one process: each has a stream of its own and only queues
-its graphs there, so that the small kernels of one run fill the gaps of another. A run that fails is
-a file of error rows, and the others go on.
+Runs of one arm that differ in seed, rate or task alone train in one program, whose kernels carry
+all of them (`ham.study.program`). Where that cannot be done for an arm, a line says so, and each of
+its runs is a program of its own, which the label `in_one_program` of its rows shows.
+
+On a GPU the programs of a group share it in one process: each has a stream of its own and only
+queues its graphs there, so that the small kernels of one fill the gaps of another. A run that fails
+is a file of error rows, and the others go on.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from ham.study.config import Size, Task
 from ham.study.data import Examples, generator
 from ham.study.evaluation import SizeResult, evaluate_size, held_out
 from ham.study.model import RecallModel
+from ham.study.program import JointData, Program
 from ham.study.runs import (
     LAST_STEPS,
     GroupTimes,
@@ -34,7 +39,7 @@ from ham.study.runs import (
     add_result,
     add_training,
 )
-from ham.study.training import Trainer, TrainingData
+from ham.study.training import Steps, Trainer, TrainingData
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,21 @@ class GroupResult:
     lines: list[str]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a run gave nothing."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Runs that train in one program, or one that could not be set up."""
+
+    runs: list[Run]
+    steps: Steps | Failure
+
+
 class GroupRunner:
     """Runs groups one after another; keeps the examples that the next group may need.
 
@@ -62,56 +82,110 @@ class GroupRunner:
     def __init__(self, surroundings: Surroundings):
         self.surroundings = surroundings
         self._data: dict[tuple, TrainingData] = {}
+        self._joint: dict[tuple, JointData] = {}
         self._held_out: dict[tuple[str, str, str], Examples] = {}
 
-    def run(self, group: Sequence[Run]) -> GroupResult:
-        """Train runs side by side, then evaluate one after another, and write their rows."""
+    def run(self, group: Sequence[Sequence[Run]]) -> GroupResult:
+        """Train the programs of a group side by side, then evaluate run by run; write the rows.
+
+        Args:
+            group: The runs of each program.
+        """
+        lines: list[str] = []
         begin = time.perf_counter()
-        trainers = [_attempt(lambda run=run: self._trainer(run)) for run in group]
+        programs = [made for runs in group for made in self._launch(runs, lines)]
         ready = time.perf_counter()
-        losses = train_together(trainers)
+        losses = train_together([program.steps for program in programs])
         trained = time.perf_counter()
         results = [
-            _attempt(lambda run=run, trainer=trainer: self._evaluate(run, trainer.model))
-            if isinstance(loss, list)
-            else loss
-            for run, trainer, loss in zip(group, trainers, losses, strict=True)
+            [
+                _attempt(lambda run=run, model=model: self._evaluate(run, model))
+                if isinstance(loss, list)
+                else loss
+                for run, model, loss in _each(program, of_program)
+            ]
+            for program, of_program in zip(programs, losses, strict=True)
         ]
         evaluated = time.perf_counter()
-        steps = max((t.settings.steps for t in trainers if isinstance(t, Trainer)), default=1)
+        count = sum(len(runs) for runs in group)
+        steps = max((p.steps.settings.steps for p in programs if _trains(p.steps)), default=1)
         overhead = evaluated - trained + ready - begin
-        times = GroupTimes(
-            len(group), 1e3 * (trained - ready) / steps / len(group), overhead / len(group)
-        )
-        lines = []
-        rows = []
-        for run, trainer, loss, result in zip(group, trainers, losses, results, strict=True):
-            model = trainer.model if isinstance(trainer, Trainer) else None
-            rows.append(self._write(run, model, loss, result, times))
-            lines.append(f"{run.name}: {_outcome(loss, result)}")
+        times = GroupTimes(count, 1e3 * (trained - ready) / steps / count, overhead / count)
+        rows: dict[str, list[Row]] = {}
+        for program, of_program, found in zip(programs, losses, results, strict=True):
+            for (run, model, loss), result in zip(_each(program, of_program), found, strict=True):
+                rows[run.name] = self._write(run, model, loss, result, times, len(program.runs))
+                lines.append(f"{run.name}: {_outcome(loss, result)}")
         lines.append(
-            f"{len(group)} side by side: set up {ready - begin:.1f} s, trained "
-            f"{trained - ready:.1f} s ({times.step_ms:.2f} ms a step and run), evaluated "
-            f"{evaluated - trained:.1f} s; {(evaluated - begin) / len(group):.1f} s a run"
+            f"{count} in {len(programs)} programs side by side: set up {ready - begin:.1f} s, "
+            f"trained {trained - ready:.1f} s ({times.step_ms:.2f} ms a step and run), evaluated "
+            f"{evaluated - trained:.1f} s; {(evaluated - begin) / count:.1f} s a run"
         )
-        return GroupResult(rows, sum(isinstance(result, Failure) for result in results), lines)
+        ordered = [rows[run.name] for runs in group for run in runs]
+        failed = sum(isinstance(result, Failure) for found in results for result in found)
+        return GroupResult(ordered, failed, lines)
+
+    def _launch(self, runs: Sequence[Run], lines: list[str]) -> list[Launched]:
+        """Set runs up as one program; alone where that fails, which `lines` then says."""
+        if len(runs) > 1:
+            models = [_attempt(lambda run=run: self._model(run)) for run in runs]
+            sound = [run for run, one in zip(runs, models, strict=True) if _works(one)]
+            refused = [
+                Launched([run], one)
+                for run, one in zip(runs, models, strict=True)
+                if not _works(one)
+            ]
+            if refused:
+                return refused + (self._launch(sound, lines) if sound else [])
+            program = _attempt(lambda: self._program(runs, models))
+            if _works(program):
+                return [Launched(list(runs), program)]
+            lines.append(
+                f"{runs[0].name} and {len(runs) - 1} runs like it are trained each alone, not in "
+                f"one program: {program.message}"
+            )
+        return [Launched([run], _attempt(lambda run=run: self._trainer(run))) for run in runs]
+
+    def _model(self, run: Run) -> RecallModel:
+        around = self.surroundings
+        torch.manual_seed(generator(torch.device("cpu"), "weights", run.seed).initial_seed())
+        return RecallModel(around.config, run.seeded_arm, run.task, run.width).to(around.device)
 
     def _trainer(self, run: Run) -> Trainer:
         around = self.surroundings
         settings = around.training(run)
         key = (run.task.key, run.seed, settings.steps)
-        if key not in self._data:
-            # Arms of one seed are neighbours; batches of earlier seeds are not needed again.
-            while len(self._data) > 1:
-                self._data.pop(next(iter(self._data)))
-            self._data[key] = TrainingData(
-                around.config, run.task, run.seed, settings.steps, around.device
-            )
-        torch.manual_seed(generator(torch.device("cpu"), "weights", run.seed).initial_seed())
-        model = RecallModel(around.config, run.seeded_arm, run.task, run.width).to(around.device)
-        trainer = Trainer(model, self._data[key], settings, run.learning_rate, around.graphs)
+        # Arms of one seed are neighbours; batches of earlier seeds are not needed again.
+        data = _kept(self._data, key, lambda: self._draw(run, settings.steps))
+        trainer = Trainer(self._model(run), data, settings, run.learning_rate, around.graphs)
         trainer.start()
         return trainer
+
+    def _program(self, runs: Sequence[Run], models: Sequence[RecallModel]) -> Program:
+        around = self.surroundings
+        settings = around.training(runs[0])
+        # Runs of one task and seed read the same batches.
+        drawn = {(run.task.key, run.seed): run for run in runs}
+        data = _kept(
+            self._joint,
+            (*drawn, settings.steps),
+            lambda: JointData([self._draw(run, settings.steps) for run in drawn.values()]),
+        )
+        places = {key: place for place, key in enumerate(drawn)}
+        program = Program(
+            models,
+            data,
+            [places[run.task.key, run.seed] for run in runs],
+            settings,
+            [run.learning_rate for run in runs],
+            around.graphs,
+        )
+        program.start()
+        return program
+
+    def _draw(self, run: Run, steps: int) -> TrainingData:
+        around = self.surroundings
+        return TrainingData(around.config, run.task, run.seed, steps, around.device)
 
     def _evaluate(self, run: Run, model: RecallModel) -> list[SizeResult]:
         config, device = self.surroundings.config, self.surroundings.device
@@ -143,6 +217,7 @@ class GroupRunner:
         losses: list[float] | Failure,
         results: list[SizeResult] | Failure,
         times: GroupTimes,
+        in_one_program: int,
     ) -> list[Row]:
         """Write the rows of a run and their manifest."""
         around = self.surroundings
@@ -163,30 +238,55 @@ class GroupRunner:
         else:
             for result in results:
                 add_result(writer, run, around.config, result)
-            add_training(writer, run, around.config, losses, times)
+            add_training(writer, run, around.config, losses, times, in_one_program)
         path = around.rows_path(run)
         write_manifest(manifest_path(path), around.manifest)
         writer.write(path)
         return writer.rows
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a run gave nothing."""
-
-    message: str
-
-
-def train_together(trainers: list[Trainer | Failure]) -> list[list[float] | Failure]:
-    """Advance every trainer in turns to its last step; the losses of each, or why it has none."""
-    state = list(trainers)
-    steps = max((t.settings.steps for t in trainers if isinstance(t, Trainer)), default=0)
+def train_together(programs: list[Steps | Failure]) -> list[list[list[float] | Failure]]:
+    """Advance every program in turns to its last step; for each run its losses, or why none."""
+    state = list(programs)
+    steps = max((one.settings.steps for one in state if _trains(one)), default=0)
     for _ in range(steps):
-        for index, trainer in enumerate(state):
-            if isinstance(trainer, Trainer):
-                failure = _attempt(trainer.advance)
-                state[index] = trainer if failure is None else failure
-    return [_attempt(one.losses) if isinstance(one, Trainer) else one for one in state]
+        for index, program in enumerate(state):
+            if _trains(program):
+                failure = _attempt(program.advance)
+                state[index] = program if failure is None else failure
+    return [
+        [
+            _attempt(lambda run=run, end=end: end.losses_of(run)) if _trains(end) else end
+            for run in range(len(begun.models) if _trains(begun) else 1)
+        ]
+        for begun, end in zip(programs, state, strict=True)
+    ]
+
+
+def _each(
+    program: Launched, losses: list[list[float] | Failure]
+) -> list[tuple[Run, RecallModel | None, list[float] | Failure]]:
+    """Runs of a program, their models and what training gave."""
+    steps = program.steps
+    models = steps.models if _trains(steps) else [None] * len(program.runs)
+    return [*zip(program.runs, models, losses, strict=True)]
+
+
+def _trains(steps: Steps | Failure) -> bool:
+    return isinstance(steps, Steps)
+
+
+def _works(made: Any) -> bool:
+    return not isinstance(made, Failure)
+
+
+def _kept(cache: dict[tuple, Any], key: tuple, make: Callable[[], Any]) -> Any:
+    """What a cache holds or `make` gives; the cache keeps the last two."""
+    if key not in cache:
+        while len(cache) > 1:
+            cache.pop(next(iter(cache)))
+        cache[key] = make()
+    return cache[key]
 
 
 def _outcome(losses: list[float] | Failure, results: list[SizeResult] | Failure) -> str:

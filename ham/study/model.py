@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ham.config import ArmConfig
+from ham.kernels.runs import takes_runs
 from ham.model.blocks import RMSNorm
 from ham.model.mixer import MixerAux, MixerShape, RoutingHints, SequenceMixer
 from ham.model.registry import mixer_class, parse_options
 from ham.routing import ThresholdController, follow
 from ham.study.config import MqarConfig, Task
-from ham.study.data import Examples
+from ham.study.data import Batch, Examples
 
 EMBEDDING_STD = 0.02
+_cross_entropy = takes_runs()(F.cross_entropy)
 
 
 class RecallBlock(nn.Module):
@@ -91,7 +93,7 @@ class RecallModel(nn.Module):
         """Parameters, the embedding once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, examples: Examples) -> tuple[Tensor, list[MixerAux]]:
+    def forward(self, examples: Examples | Batch) -> tuple[Tensor, list[MixerAux]]:
         """Logits at the queries, `logits_BPC`, and the report of each layer."""
         hints = RoutingHints(examples.tokens_NT, examples.wanted_NT)
         x_BTD = self.embedding(examples.tokens_NT)
@@ -103,10 +105,11 @@ class RecallModel(nn.Module):
         asked_BPD = self.final_norm(x_BTD.gather(1, index_BPD))
         return F.linear(asked_BPD, self.embedding.weight), reports
 
-    def loss(self, examples: Examples) -> Tensor:
+    def loss(self, examples: Examples | Batch) -> Tensor:
         """Mean cross-entropy over the queries in nats, plus what the mixers add."""
         logits_BPC, reports = self(examples)
-        loss = F.cross_entropy(logits_BPC.flatten(0, 1).float(), examples.answers_NP.flatten())
+        logits_NC, answers_N = logits_BPC.flatten(0, 1).float(), examples.answers_NP.flatten()
+        loss = _cross_entropy(logits_NC, answers_N, reduction="none").mean()
         for aux in reports:
             if aux.loss is not None:
                 loss = loss + aux.loss

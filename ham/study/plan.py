@@ -63,14 +63,14 @@ def measured_cost(folder: Path | None) -> MeasuredCost:
     if not steps:
         raise MissingDataError(f"{folder} holds no rows of metric 'train_step_ms'")
     overheads = [value for values in _values(rows, "overhead_seconds").values() for value in values]
-    together = most_common(
-        row.labels["side_by_side"] for row in rows if row.metric == "train_step_ms"
-    )
+    labels = [row.labels for row in rows if row.metric == "train_step_ms"]
+    together = most_common(one["side_by_side"] for one in labels)
+    in_one = most_common(one.get("in_one_program", 1) for one in labels)
     devices = ", ".join(sorted({row.device for row in rows}))
     return MeasuredCost(
         {width: mean(values) for width, values in steps.items()},
         mean(overheads) if overheads else None,
-        f"{folder.name} ({devices}, {together} runs side by side)",
+        f"{folder.name} ({devices}, {together} runs side by side, {in_one} in one program)",
     )
 
 

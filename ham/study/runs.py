@@ -7,11 +7,15 @@ each class of tokens: `keys_kept_fraction`, `queries_kept_fraction`, `filler_kep
 `accuracy_overwritten` and `stale_answer_fraction`, by how often the queried key was written.
 Training gives `final_loss_nats` and `train_step_ms`, and `overhead_seconds` is what set-up and
 evaluation took. The labels name filler, layout, variant, width, learning rate and the longest
-training example. Runs that only choose a learning rate have experiment `mqar_tuning`.
+training example; of times also the runs on the device at the same time (`side_by_side`) and those
+of them in one program (`in_one_program`). Runs that only choose a learning rate have experiment
+`mqar_tuning`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +119,24 @@ class Surroundings:
         """How a run is trained."""
         return self.config.train.for_tuning if run.tuning else self.config.train
 
+    def programs(self, runs: Sequence[Run]) -> list[list[Run]]:
+        """Runs that train in one program, in the order of the first of each.
+
+        They differ in seed, learning rate and task alone, and their mixtures are equal.
+        """
+        alike: dict[tuple, list[Run]] = {}
+        for run in runs:
+            mixture = [(str(size), size.weight) for size in self.config.mixture(run.task)]
+            # Tables of positions are as long as the longest example.
+            shape = (run.arm.name, run.width, run.tuning, self.config.longest(run.task))
+            alike.setdefault((*shape, *mixture), []).append(run)
+        most = self.config.train.runs_per_program
+        programs = []
+        for group in alike.values():
+            size = math.ceil(len(group) / math.ceil(len(group) / most))
+            programs += [group[first : first + size] for first in range(0, len(group), size)]
+        return programs
+
     def sizes(self, run: Run) -> list[Size]:
         """The sizes that a run is evaluated at."""
         sizes = self.config.trained_sizes if run.tuning else self.config.sizes
@@ -138,7 +160,8 @@ class Surroundings:
                     config.longest(run.task),
                 ],
                 "train": self.training(run).model_dump(
-                    mode="json", exclude={"launch", "tuning_steps", "mixture"}
+                    mode="json",
+                    exclude={"launch", "tuning_steps", "runs_per_program", "mixture"},
                 ),
                 "mixture": [size.model_dump() for size in config.mixture(run.task)],
                 "evaluate": [config.evaluate.examples, *map(str, self.sizes(run))],
@@ -164,7 +187,7 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class GroupTimes:
-    """What runs side by side took, each number per run.
+    """What runs on the device at the same time took, each number per run.
 
     Attributes:
         runs: Runs of the group.
@@ -238,14 +261,19 @@ def _shares(result: SizeResult) -> list[tuple[str, int, int]]:
 
 
 def add_training(
-    writer: RowWriter, run: Run, config: MqarConfig, losses: list[float], times: GroupTimes
+    writer: RowWriter,
+    run: Run,
+    config: MqarConfig,
+    losses: list[float],
+    times: GroupTimes,
+    in_one_program: int,
 ) -> None:
-    """The rows of one training."""
+    """The rows of one training, whose program trained that many runs."""
     labels = labels_of(run, config)
     writer.add(
         run.experiment, "final_loss_nats", mean(losses[-LAST_STEPS:]), task="train", labels=labels
     )
-    labels = {**labels, "side_by_side": times.runs}
+    labels = {**labels, "side_by_side": times.runs, "in_one_program": in_one_program}
     writer.add(run.experiment, "train_step_ms", times.step_ms, task="train", labels=labels)
     writer.add(
         run.experiment, "overhead_seconds", times.overhead_seconds, task="train", labels=labels

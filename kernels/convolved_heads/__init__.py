@@ -22,11 +22,13 @@ from ham.kernels.registry import (
     limits_of,
     register_operation,
 )
+from ham.kernels.runs import takes_runs
 from ham.kernels.triton_target import triton_available
 
 __all__ = ["ConvolvedHeads", "Rotation", "convolved_heads"]
 
 
+@takes_runs("weight_WC", "q_gain_K", "k_gain_K", "rotation")
 def convolved_heads(
     x_BTC: Tensor,
     weight_WC: Tensor,

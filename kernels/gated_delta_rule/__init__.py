@@ -23,6 +23,7 @@ from ham.kernels.registry import (
     limits_of,
     register_operation,
 )
+from ham.kernels.runs import takes_runs
 from ham.kernels.triton_target import triton_available
 from ham.routing import ReductionName, ScoreName, head_scores, reduce_heads
 
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+@takes_runs("cu_seqlens_N1")
 def gated_delta_rule(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -91,6 +93,7 @@ def gated_delta_rule(
     )
 
 
+@takes_runs("cu_seqlens_N1")
 def gated_delta_rule_scored(
     q_BTHK: Tensor,
     k_BTHK: Tensor,

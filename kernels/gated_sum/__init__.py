@@ -17,11 +17,13 @@ from ham.kernels.registry import (
     limits_of,
     register_operation,
 )
+from ham.kernels.runs import takes_runs
 from ham.kernels.triton_target import triton_available
 
 __all__ = ["gated_sum"]
 
 
+@takes_runs("recurrent_gain_V", "attention_gain_V")
 def gated_sum(
     recurrent_BTHV: Tensor,
     attended_BTHV: Tensor,

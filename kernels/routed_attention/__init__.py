@@ -19,11 +19,13 @@ from ham.kernels.routed_attention.cost import cached_cost, cost, count_pairs
 from ham.kernels.routed_attention.packed import packed
 from ham.kernels.routed_attention.reference import reference
 from ham.kernels.routed_attention.triton_provider import check_limits, triton
+from ham.kernels.runs import takes_runs
 from ham.kernels.triton_target import triton_available
 
 __all__ = ["cached_cost", "cost", "count_pairs", "routed_attention", "routed_attention_cached"]
 
 
+@takes_runs("sink_HK")
 def routed_attention(
     q_BTHK: Tensor,
     k_BTGK: Tensor,

@@ -14,6 +14,7 @@ from ham.kernels.registry import (
     limits_of,
     register_operation,
 )
+from ham.kernels.runs import takes_runs
 from ham.kernels.ssd.arguments import SsdOutput, check_arguments
 from ham.kernels.ssd.chunked import chunked
 from ham.kernels.ssd.cost import chunked_flops, cost
@@ -24,6 +25,7 @@ from ham.kernels.triton_target import triton_available
 __all__ = ["SsdOutput", "chunked_flops", "cost", "ssd", "ssd_step"]
 
 
+@takes_runs("a_H", "d_H")
 def ssd(
     x_BTHP: Tensor,
     dt_BTH: Tensor,

@@ -1,4 +1,4 @@
-"""Training under CUDA graphs against the same training without them."""
+"""Training under CUDA graphs against the same training without them, and together against alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 
 from ham.study.config import Task
 from ham.study.model import RecallModel
-from ham.study.training import Trainer, TrainingData
+from ham.study.program import JointData, Program
+from ham.study.training import Steps, Trainer, TrainingData
 
 pytestmark = pytest.mark.gpu
 STEPS = 12
@@ -82,3 +83,59 @@ def test_runs_side_by_side_do_not_disturb_each_other(tiny_study, gpu):
     (alone,) = (trainer.losses() for trainer in trainers(1))
     assert together[0] == pytest.approx(alone, rel=2e-3)
     assert len({tuple(losses) for losses in together}) == 4
+
+
+def start_off_the_calibration(steps: Steps) -> None:
+    """Thresholds start at a score of the calibration; where that comes again, rounding decides."""
+    steps.start()
+    for model in steps.models:
+        for controller in model.controllers:
+            controller.threshold.mul_(0.999)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [
+        ("transformer", {"short_conv": 4}),
+        ("sliding_window", {"window": 16}),
+        ("gated_delta_rule", {}),
+        ("ham", {"score": "committed", "sink": "zero"}),
+        ("ham", {"score": "cosine", "sink": "learned"}),
+        ("ham", {"score": "learned", "sink": "zero"}),
+        ("ham", {"score": "random", "sink": "zero"}),
+        ("ham", {"budget": "bounded", "slots": 8, "score": "committed", "reduction": "per_head"}),
+        ("gated_delta_rule_window", {"window": 16}),
+    ],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_runs_in_one_program_train_like_runs_alone(
+    tiny_study, gpu, mixer: str, options: dict, precision: str
+):
+    config = tiny_study(
+        arms=[{"name": "arm", "mixer": mixer, "options": options}],
+        train={"steps": STEPS, "batch_size": 8, "precision": precision},
+    )
+    task = Task(filler="random")
+    parts = [TrainingData(config, task, seed, STEPS, gpu) for seed in range(3)]
+    rates = [0.003, 0.001, 0.002]
+
+    def model(seed: int) -> RecallModel:
+        torch.manual_seed(seed)
+        return RecallModel(config, config.arms[0], task, 32).to(gpu)
+
+    models = [model(seed) for seed in range(3)]
+    together = Program(models, JointData(parts), [0, 1, 2], config.train, rates)
+    start_off_the_calibration(together)
+    for _ in range(STEPS):
+        together.advance()
+    tolerance = 2e-3 if precision == "float32" else 2e-2
+    for run, (part, rate) in enumerate(zip(parts, rates, strict=True)):
+        alone = Trainer(model(run), part, config.train, rate)
+        start_off_the_calibration(alone)
+        for _ in range(STEPS):
+            alone.advance()
+        assert together.losses_of(run) == pytest.approx(alone.losses(), rel=tolerance)
+        thresholds = [float(one.threshold) for one in alone.model.controllers]
+        mine = [float(one.threshold) for one in together.models[run].controllers]
+        assert mine == pytest.approx(thresholds, rel=10 * tolerance, abs=0.01, nan_ok=True)

@@ -112,7 +112,9 @@ def test_arms_of_a_seed_start_alike_whatever_runs_beside_them(config_file: Path,
         assert run(config_file, tmp_path / name, *choice, *more) == 0
         rows = rows_of(tmp_path / name)["ham-cosine-blank-d32-s1"]
         values.append([row.value for row in rows if row.metric not in TIMES])
-    assert values[0] == values[1] == values[2]
+    assert values[0] == values[1]
+    # Alone in its program, sums go in another order.
+    assert values[2] == pytest.approx(values[0], rel=1e-5)
 
 
 def test_the_learning_rate_is_chosen_on_a_seed_that_is_not_reported(
@@ -180,7 +182,7 @@ def test_the_plan_counts_runs_and_their_minutes(
     values["train"] |= {"steps": 1000, "tuning_steps": 500}
     config_file.write_text(yaml.safe_dump(values))
     common = {"experiment": "mqar", "model": "a", "mixer": "ham", "device": "an H100"}
-    labels = {"width": 32, "side_by_side": 4}
+    labels = {"width": 32, "side_by_side": 4, "in_one_program": 2}
     rows = [
         Row(**common, metric="train_step_ms", value=6.0, labels=labels),
         Row(**common, metric="overhead_seconds", value=3.0, labels=labels),
@@ -195,7 +197,10 @@ def test_the_plan_counts_runs_and_their_minutes(
         ["blank", "64", "2", "2", "0.5"],
         ["total", "8", "8", "2.0"],
     ]
-    assert "an H100, 4 runs side by side" in text and "width 64 was not measured" in text
+    assert (
+        "an H100, 4 runs side by side, 2 in one program" in text
+        and "width 64 was not measured" in text
+    )
     assert main([*plan[:3], "--measured", str(tmp_path)]) == 2
     assert "no rows of metric 'train_step_ms'" in capsys.readouterr().err
 

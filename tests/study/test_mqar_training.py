@@ -16,6 +16,7 @@ from ham.study.config import MqarConfig, Size
 from ham.study.data import STALE, Examples
 from ham.study.evaluation import Tally, _held_pairs, evaluate_size, held_out, kept_at_the_end
 from ham.study.model import RecallModel
+from ham.study.program import JointData, Program
 from ham.study.training import Trainer, TrainingData, rate_at
 
 CPU = torch.device("cpu")
@@ -57,6 +58,14 @@ def make_trainer(config: MqarConfig, kernels: str = "auto") -> Trainer:
     model = RecallModel(config, config.arms[0], task, config.widths[0], kernels)
     data = TrainingData(config, task, config.seeds[0], config.train.steps, CPU)
     return Trainer(model, data, config.train, config.learning_rates[0])
+
+
+def make_program(config: MqarConfig, kernels: str = "auto") -> Program:
+    """The same run twice, at two rates."""
+    trainers = [make_trainer(config, kernels) for _ in range(2)]
+    data = JointData([trainers[0].data])
+    models = [trainer.model for trainer in trainers]
+    return Program(models, data, [0, 0], config.train, [0.01, 0.02])
 
 
 def train(trainer: Trainer) -> list[float]:
@@ -135,19 +144,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import TINY
 from ham.study.config import parse_mqar_config
-from test_mqar_training import ARMS, GPU_KERNELS, make_trainer
+from test_mqar_training import ARMS, GPU_KERNELS, make_program, make_trainer
 
-def waits(arm, kernels, mode):
+def waits(arm, kernels, mode, make=make_trainer):
     train = {"steps": 2, "batch_size": 1, "mixture": [{"length": 16, "pairs": 2}]}
     config = parse_mqar_config({**TINY, "train": train, "arms": [ARMS[arm]]}, source="test")
-    trainer = make_trainer(config, kernels)
-    trainer.model.train()
-    for controller in trainer.model.controllers:
-        controller.freeze(0.5, 0.25)
+    steps = make(config, kernels)
+    for model in steps.models:
+        model.train()
+        for controller in model.controllers:
+            controller.freeze(0.5, 0.25)
     try:
         with mode:
-            trainer.step(0)
-            trainer.model.end_step()
+            steps.step(0)
+            if steps.models[0].controllers:
+                steps.end_cycle()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no"
@@ -155,7 +166,9 @@ def waits(arm, kernels, mode):
 found = {}
 for arm in ARMS:
     kernels = GPU_KERNELS.get(ARMS[arm]["mixer"], "auto")
-    found[arm] = waits(arm, kernels, FakeTensorMode(allow_non_fake_inputs=True))
+    for kind, make in (("alone", make_trainer), ("together", make_program)):
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        found[f"{arm} {kind}"] = waits(arm, kernels, mode, make)
 found["computed"] = waits("ham-committed", "triton", Refuse())
 for_cpu = FakeTensorMode(allow_non_fake_inputs=True)
 found["packing for a CPU"] = waits("ham-committed", "torch", for_cpu)
@@ -179,7 +192,7 @@ def test_no_step_waits_for_the_device():
     found = json.loads(done.stdout)
     assert found.pop("packing for a CPU").startswith("DataDependentOutputException")
     assert set(found.values()) == {"no"}, found
-    assert len(found) == len(ARMS) + 1
+    assert len(found) == 2 * len(ARMS) + 1
 
 
 def test_a_diverged_run_says_at_which_step(tiny_study):
