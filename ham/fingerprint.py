@@ -42,6 +42,7 @@ NEUTRAL = frozenset(
         "ham.cli._kernels_training",
         "ham.config",
         "ham.config_arms",
+        "ham.config_data",
         "ham.config_evaluate",
         "ham.config_files",
         "ham.device",

@@ -143,6 +143,15 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the stages that read a trained model and write rows."""
+    add_job_arguments(parser)
+    parser.add_argument(
+        "--checkpoint", type=Path, help="folder of the model (default: the arm's own `checkpoint`)"
+    )
+    parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
+
+
 @contextlib.contextmanager
 def open_job(
     arguments: argparse.Namespace,

@@ -7,17 +7,16 @@ estimates: good for choosing a configuration, not for comparing architectures.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
-from ham.config import ArmConfig, Config, TrainConfig
+from ham.config import ArmConfig, Config
 from ham.errors import UnusableModelError
-from ham.measure.cost import TRAINING_PASSES
 from ham.model.arm import model_outline
 from ham.model.language_model import LanguageModel
+from ham.plan_flops import evaluate_flops, measure_flops, train_flops
 from ham.plan_gpu import (
     CACHED_COMPILE_SECONDS,
     COMPILE_SECONDS,
@@ -26,7 +25,6 @@ from ham.plan_gpu import (
     format_batches,
     training_memory,
 )
-from ham.ruler.tasks import ruler_task
 from ham.workflow import inspection_pages
 
 # Vocabulary of tokenizers that only a download could tell.
@@ -38,9 +36,6 @@ BYTES_PER_TOKEN = {"byte": 1.0, "bpe-4096": 3.6}
 FLOAT32_BYTES = 4
 # Weights and the two moments of AdamW.
 STATE_COPIES = 3
-# Scores, then the layer's output with the threshold they gave.
-CALIBRATION_PASSES = 2
-ASSUMED_TASK_DOCUMENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -249,82 +244,16 @@ class Plan:
             trained=arm.trained,
             mlp_width=model.config.mlp_width,
             train_flops=(
-                self._train_flops(model, fraction, self.config.training(arm))
+                train_flops(self.config, model, fraction, self.config.training(arm))
                 if arm.trained
                 else 0.0
             ),
-            evaluate_flops=self._evaluate_flops(model, fraction),
-            measure_flops=self._measure_flops(model, fraction, arm.trained),
+            evaluate_flops=evaluate_flops(self.config, model, fraction),
+            measure_flops=measure_flops(self.config, model, fraction, arm.trained),
             cache_bytes=model.planned_bytes(self.config.data.context),
             memory_bytes=training_memory(self.config, arm, parameters) if arm.trained else 0,
             note=_note(model),
         )
-
-    def _train_flops(self, model: LanguageModel, fraction: float, train: TrainConfig) -> float:
-        forward = model.forward_flops(self.config.data.context, fraction)
-        validations = math.ceil(train.steps / train.validation_every) * train.validation_batches
-        sequences = TRAINING_PASSES * train.steps + validations
-        if model.routes:
-            # Thresholds are set at the freeze and at the end; then validation shares are counted.
-            sequences += 2 * CALIBRATION_PASSES * train.calibration_batches
-            sequences += max(train.validation_batches, train.calibration_batches)
-        return forward * train.batch_size * sequences
-
-    def _evaluate_flops(self, model: LanguageModel, fraction: float) -> float:
-        evaluate, context = self.config.evaluate, self.config.data.context
-        sequences: list[tuple[int, float]] = []
-        if evaluate.language_modelling:
-            part = evaluate.language_modelling
-            sequences += [(length, part.tokens / length) for length in part.contexts]
-        if evaluate.lm_eval:
-            documents = evaluate.lm_eval.limit or ASSUMED_TASK_DOCUMENTS
-            documents *= 2 if evaluate.lm_eval.untrained else 1
-            sequences.append((context, len(evaluate.lm_eval.tasks) * documents))
-        if evaluate.needle:
-            part = evaluate.needle
-            count = len(part.depths) * part.samples * (2 if part.generate else 1)
-            for task in part.tasks:
-                sequences += [(length, count) for length in part.lengths_of(task)]
-        if evaluate.recall:
-            sequences.append((context, len(evaluate.recall.pairs) * evaluate.recall.samples))
-        if evaluate.dial and model.routes:
-            batches = CALIBRATION_PASSES * self.config.train.calibration_batches
-            calibration = batches * self.config.train.batch_size
-            count = evaluate.dial.tokens / context + calibration
-            if evaluate.recall:
-                count += len(evaluate.recall.pairs) * evaluate.dial.samples
-            sequences.append((context, len(evaluate.dial.fractions) * count))
-            if evaluate.needle:
-                part = evaluate.needle
-                count = len(part.depths) * evaluate.dial.samples * len(evaluate.dial.fractions)
-                for task in part.tasks:
-                    sequences += [(length, count) for length in part.lengths_of(task)]
-        reading = sum(count * model.forward_flops(length, fraction) for length, count in sequences)
-        return reading + self._generation_flops(model, fraction)
-
-    def _generation_flops(self, model: LanguageModel, fraction: float) -> float:
-        """New tokens of needle answers; their prompts count as reading."""
-        part = self.config.evaluate.needle
-        if part is None or not part.generate:
-            return 0.0
-        count = len(part.depths) * part.samples
-        return sum(
-            count * ruler_task(task).new_tokens * model.decode_flops(length, fraction)
-            for task in part.tasks
-            for length in part.lengths_of(task)
-        )
-
-    def _measure_flops(self, model: LanguageModel, fraction: float, trained: bool) -> float:
-        measure = self.config.measure
-        if measure is None:
-            return 0.0
-        per_repeat = 1 + (TRAINING_PASSES if trained else 0)
-        passes = (measure.repeats + measure.warmup) * per_repeat + 1
-        total = 0.0
-        for context in measure.contexts:
-            total += passes * model.forward_flops(context, fraction)
-            total += measure.decode_tokens * model.decode_flops(context, fraction)
-        return total * measure.batch_size
 
     def _prepare_seconds(self) -> float:
         """Encoding: 5 M tokens a second for bytes, 0.5 M for a BPE."""

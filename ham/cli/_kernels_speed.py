@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ham.cli._rows_file import add_continue_options
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,12 +23,7 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="JSON-lines file to write, with a manifest"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="forget what FILE holds instead of continuing it"
-    )
-    parser.add_argument(
-        "--retry-errors", action="store_true", help="run cells again that FILE holds as failed"
-    )
+    add_continue_options(parser)
     parser.add_argument(
         "--time-wrong-peer",
         action="store_true",

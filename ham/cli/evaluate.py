@@ -11,13 +11,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "evaluate", help="bits per byte, lm-eval tasks, needles, recall and the dial of an arm"
     )
-    from ham.job import add_job_arguments
+    from ham.job import add_checkpoint_arguments
 
-    add_job_arguments(parser)
-    parser.add_argument(
-        "--checkpoint", type=Path, help="folder of the model (default: the arm's own `checkpoint`)"
-    )
-    parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
+    add_checkpoint_arguments(parser)
     parser.set_defaults(handler=run)
 
 

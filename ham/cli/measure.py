@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `ham measure`."""
     parser = subparsers.add_parser("measure", help="speed and memory of a trained arm")
-    from ham.job import add_job_arguments
+    from ham.job import add_checkpoint_arguments
 
-    add_job_arguments(parser)
-    parser.add_argument(
-        "--checkpoint", type=Path, help="folder of the model (default: the arm's own `checkpoint`)"
-    )
-    parser.add_argument("--rows", type=Path, required=True, help="JSON-lines file to write")
+    add_checkpoint_arguments(parser)
     parser.set_defaults(handler=run)
 
 

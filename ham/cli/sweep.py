@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ham.cli._rows_file import add_continue_options
 from ham.device import DEVICES
 
 if TYPE_CHECKING:
@@ -30,12 +31,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     measure.add_argument(
         "--budget-seconds", type=float, metavar="S", help="begin no cell after this many seconds"
     )
-    measure.add_argument(
-        "--overwrite", action="store_true", help="forget what FILE holds instead of continuing it"
-    )
-    measure.add_argument(
-        "--retry-errors", action="store_true", help="run cells again that FILE holds as failed"
-    )
+    add_continue_options(measure)
     measure.add_argument(
         "--no-fuse",
         action="store_true",

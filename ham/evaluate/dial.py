@@ -24,7 +24,7 @@ from ham.evaluate.part import Cell, Fields, Subject
 from ham.evaluate.scoring import RoutingCount
 from ham.evaluate.segments import Segment, draw_segments
 from ham.evaluate.threshold_dial import calibration_batches, coordinates, dialled, has_dial
-from ham.report.statistics import wilson_interval
+from ham.report.statistics import Estimate, pooled_share
 
 
 def cells(subject: Subject) -> list[Cell]:
@@ -120,14 +120,8 @@ def pooled_accuracy(rows: Sequence[Fields]) -> Fields:
     good = [row for row in rows if row["value"] is not None]
     if not good:
         return {"value": None, "error": rows[0]["error"] if rows else "no sample was asked"}
-    total = sum(row["n"] for row in good)
-    pooled = wilson_interval(round(sum(row["value"] * row["n"] for row in good)), total)
-    kept = sum((row["kv_fraction"] or 0.0) * row["n"] for row in good) / total
-    return {
-        "value": pooled.value,
-        "n": total,
-        "low": pooled.low,
-        "high": pooled.high,
-        "interval": pooled.interval,
-        "kv_fraction": kept,
-    }
+    pooled = pooled_share(
+        [Estimate(row["value"], row["n"], effective_n=row.get("effective_n")) for row in good]
+    )
+    kept = sum((row["kv_fraction"] or 0.0) * row["n"] for row in good) / pooled.n
+    return {**pooled.row_fields(), "kv_fraction": kept}

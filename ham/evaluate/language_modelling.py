@@ -224,13 +224,7 @@ def ratio_fields(bits: np.ndarray, sizes: np.ndarray, documents: np.ndarray) -> 
     if len(bits) < MIN_BOOTSTRAP_DOCUMENTS:
         return {"value": value, "n": len(bits)}
     spread = bootstrap_interval(bits.tolist(), sizes.tolist(), seed=EVALUATION_SEED)
-    return {
-        "value": value,
-        "n": spread.n,
-        "low": spread.low,
-        "high": spread.high,
-        "interval": spread.interval,
-    }
+    return {**spread.row_fields(), "value": value}
 
 
 def losses_by_position(

@@ -39,8 +39,7 @@ def metric_fields(metric: str, value: float, count: int) -> Fields:
     """The fields of one score; accuracies get Wilson intervals."""
     fields = {"metric": METRIC_NAMES.get(metric, metric), "value": value, "n": count}
     if metric in METRIC_NAMES:
-        spread = wilson_interval(round(value * count), count)
-        fields |= {"low": spread.low, "high": spread.high, "interval": spread.interval}
+        fields = {**wilson_interval(round(value * count), count).row_fields(), **fields}
     return fields
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ham.evaluate.part import Fields
 from ham.evaluate.scoring import RowScore
-from ham.report.statistics import wilson_interval
+from ham.report.statistics import clustered_wilson_interval
 from ham.ruler.sample import RulerSample
 from ham.ruler.scorers import clean_prediction, found, string_match_all, string_match_part
 
@@ -59,18 +59,16 @@ class Asked:
         return self.score.routed[:, tokens].mean(axis=1)
 
 
-def share_row(hits: int, n: int, metric: str, common: Fields) -> Fields:
-    """A row of a share with Wilson's interval."""
-    share = wilson_interval(hits, n)
-    return {
-        **common,
-        "metric": metric,
-        "value": share.value,
-        "n": share.n,
-        "low": share.low,
-        "high": share.high,
-        "interval": share.interval,
-    }
+def share_row(hits: Sequence[Sequence[bool] | np.ndarray], metric: str, common: Fields) -> Fields:
+    """A row of a share of answers, given by sample, with the interval over samples.
+
+    Raises:
+        ValueError: If there is no answer.
+    """
+    some = [sample for sample in hits if len(sample)]
+    right = [int(sum(sample)) for sample in some]
+    share = clustered_wilson_interval(right, [len(sample) for sample in some])
+    return {**common, "metric": metric, **share.row_fields()}
 
 
 def left_out_row(common: Fields, metric: str, count: int, asked: int) -> Fields:
@@ -85,10 +83,10 @@ def too_long_rows(places: Sequence[Fields], metric: str, error: str) -> list[Fie
 
 def answer_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
     """Teacher-forced: samples with all answers right, and the loss of the answers."""
-    hits = sum(all(one.right) for one in asked)
+    hits = [[all(one.right)] for one in asked]
     losses = [one.loss_nats for one in asked]
     loss = {"metric": "answer_loss_nats", "value": float(np.mean(losses)), "n": len(asked)}
-    return [share_row(hits, len(asked), "accuracy", common), {**common, **loss}]
+    return [share_row(hits, "accuracy", common), {**common, **loss}]
 
 
 def generation_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
@@ -102,12 +100,13 @@ def generation_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
         return []
     texts = [clean_prediction(one.generated or "") for one in done]
     references = [one.sample.references for one in done]
-    answers = len(references[0])
-    found_all = round(string_match_all(texts, references) * len(done) * answers)
-    rows = [share_row(found_all, len(done) * answers, "string_match_all", common)]
-    if answers > 1:
-        found_any = round(string_match_part(texts, references) * len(done))
-        rows.append(share_row(found_any, len(done), "string_match_part", common))
+    hits = [_matched(one) for one in done]
+    every = share_row(hits, "string_match_all", common)
+    # The scorers are RULER's; the shares of these hits are the same numbers.
+    rows = [{**every, "value": string_match_all(texts, references)}]
+    if len(references[0]) > 1:
+        part = share_row([[any(hit)] for hit in hits], "string_match_part", common)
+        rows.append({**part, "value": string_match_part(texts, references)})
     return rows
 
 
@@ -140,22 +139,27 @@ def routed_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
     """
     if not asked or asked[0].score.routed is None:
         return []
-    layers = np.array([count for one in asked for count in one.layers_with_needle()])
-    right = np.array([hit for one in asked for hit in one.right])
-    generated = np.array([one.generated is not None for one in asked for _ in one.right])
-    matched = np.array([hit for one in asked for hit in _matched(one)])
+    layers = [np.array(one.layers_with_needle()) for one in asked]
+    right = [np.array(one.right) for one in asked]
+    matched = [np.array(_matched(one)) for one in asked]
+    generated = [one.generated is not None for one in asked]
     rows = []
     for least in range(len(asked[0].score.routed) + 1):
-        chosen = layers >= least
+        chosen = [counts >= least for counts in layers]
         here = {**common, "labels": {**common["labels"], "min_layers": least}}
-        rows.append(share_row(int(chosen.sum()), len(chosen), "needles_routed", here))
+        rows.append(share_row(chosen, "needles_routed", here))
         for metric, hits, able in (
             ("accuracy_if_routed", right, chosen),
-            ("accuracy_if_not_routed", right, ~chosen),
-            ("string_match_if_routed", matched, chosen & generated),
+            ("accuracy_if_not_routed", right, [~one for one in chosen]),
+            (
+                "string_match_if_routed",
+                matched,
+                [one & done for one, done in zip(chosen, generated, strict=True)],
+            ),
         ):
-            if able.any():
-                rows.append(share_row(int(hits[able].sum()), int(able.sum()), metric, here))
+            some = [hit[one] for hit, one in zip(hits, able, strict=True)]
+            if any(map(len, some)):
+                rows.append(share_row(some, metric, here))
     return rows
 
 

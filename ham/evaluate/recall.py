@@ -13,7 +13,7 @@ import numpy as np
 from ham.errors import ConfigError
 from ham.evaluate.part import EVALUATION_SEED, Cell, Fields, Subject
 from ham.evaluate.scoring import RoutingCount
-from ham.report.statistics import wilson_interval
+from ham.report.statistics import clustered_wilson_interval
 
 if TYPE_CHECKING:
     from ham.train.recall_documents import RecallDocument
@@ -75,23 +75,21 @@ def recall_documents(subject: Subject, pairs: int, samples: int) -> list[RecallD
 
 
 def measure_pairs(subject: Subject, pairs: int, samples: int) -> Fields:
-    """The row of one number of pairs; n counts queries, one per pair and document."""
+    """The row of one number of pairs; n counts queries, one per pair and document.
+
+    The queries of a document share its interval: documents are what was drawn.
+    """
     documents = recall_documents(subject, pairs, samples)
     routing = RoutingCount()
     rows = [document.tokens for document in documents]
     scores = subject.score(rows, routing)
-    hits = [
-        score.span(start, end)[1]
+    right = [
+        sum(score.span(start, end)[1] for start, end in document.answers)
         for document, score in zip(documents, scores, strict=True)
-        for start, end in document.answers
     ]
-    accuracy = wilson_interval(sum(hits), len(hits))
+    accuracy = clustered_wilson_interval(right, [pairs] * samples)
     return {
         **coordinates(pairs),
-        "value": accuracy.value,
-        "n": accuracy.n,
-        "low": accuracy.low,
-        "high": accuracy.high,
-        "interval": accuracy.interval,
+        **accuracy.row_fields(),
         "kv_fraction": subject.kv_fraction(routing, max(map(len, rows))),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ham.errors import ConfigError, MissingDataError
-from ham.files import raise_if_disk_full
+from ham.files import fsync, raise_if_disk_full
 from ham.hf.modeling import HamForCausalLM
 from ham.hf.tokenization import fast_tokenizer
 from ham.model.checkpoint import load_model, read_description
@@ -64,7 +64,7 @@ def save(
             wrapped.save_pretrained(made)
             fast.save_pretrained(made)
             for path in made.iterdir():
-                _fsync(path)
+                fsync(path)
             os.replace(made, target)
     except OSError as error:
         raise_if_disk_full(error, target)
@@ -82,11 +82,3 @@ def load(folder: str | os.PathLike, device: str | torch.device = "cpu") -> HamFo
     if not Path(folder).is_dir():
         raise MissingDataError(f"{folder} is not a folder")
     return HamForCausalLM.from_pretrained(Path(folder)).to(device)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,8 +20,8 @@ from ham.report.statistics import (
     Estimate,
     mean,
     paired_difference,
+    pooled_share,
     t_interval,
-    wilson_interval,
 )
 
 Status = Literal["ok", "partial", "failed", "not run"]
@@ -195,7 +195,8 @@ def summarise(rows: Sequence[Row]) -> Cell:
 def summarise_pooled(rows: Sequence[Row]) -> Cell:
     """One cell from a grid of rows: per seed the mean weighted by n, then over seeds.
 
-    With one seed and shares (Wilson intervals) the interval is Wilson's over all observations.
+    With one seed and shares (Wilson intervals) the interval is Wilson's over all observations, or
+    over as many as they are worth (`effective_n`).
     """
     good = [row for row in rows if row.value is not None]
     errors = tuple(row.error for row in rows if row.error is not None)
@@ -210,8 +211,9 @@ def summarise_pooled(rows: Sequence[Row]) -> Cell:
     if len(by_seed) > 1:
         estimate = t_interval([value for _, value in by_seed])
     elif all(row.interval == "wilson95" for row in good):
-        total = sum(row.n for row in good)
-        pooled = wilson_interval(round(by_seed[0][1] * total), total)
+        pooled = pooled_share(
+            [Estimate(row.value, row.n, effective_n=row.effective_n) for row in good]
+        )
         estimate = Estimate(by_seed[0][1], 1, pooled.low, pooled.high, pooled.interval)
     else:
         estimate = Estimate(by_seed[0][1], 1)

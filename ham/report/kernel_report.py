@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ham.files import atomic_writer, write_json, write_text
+from ham.files import write_json, write_text
 from ham.report import table_format
 from ham.report.kernel_accuracy import accuracy_table
 from ham.report.kernel_cells import OPERATION_WORDS, SpeedRows
 from ham.report.kernel_plots import operation_figure
-from ham.report.kernel_tables import ceilings_table, speed_tables
+from ham.report.kernel_tables import speed_tables
 from ham.report.kernel_targets import targets_table
 from ham.report.kernel_training import (
     TrainingRun,
@@ -28,14 +28,15 @@ from ham.report.kernel_training import (
     training_runs,
     training_table,
 )
-from ham.report.plots_base import Drawing, save_png, save_svg, style_context
-from ham.report.provenance import commit_and_changes
+from ham.report.plots_base import style_context
 from ham.report.rows import Row
 from ham.report.tables_base import Table
+from ham.report.write_parts import ceilings_table, origin_lines, write_figure, write_table
 
 FOLDER = "kernels"
 SUMMARY = "kernels.md"
 LISTING = "kernels.json"
+PRODUCT = "bfloat16 product of 8192 × 8192 matrices"
 
 
 def build_kernel_report(
@@ -58,13 +59,17 @@ def build_kernel_report(
     tables = []
     if found.rows or not runs:
         accuracy = accuracy_table(found)
-        tables = [ceilings_table(found), targets_table(found), *speed_tables(rows)]
+        tables = [
+            ceilings_table(found.devices, found.rates, PRODUCT),
+            targets_table(found),
+            *speed_tables(rows),
+        ]
         tables += [] if accuracy is None else [accuracy]
     tables += [training_table(run) for run in runs]
     numbers = {table.name: table for table in speed_tables(rows, numbers=True)}
     files = []
     for table in tables:
-        files += _write_table(out, table, numbers.get(table.name, table))
+        files += write_table(out, FOLDER, table, numbers.get(table.name, table))
     figures = _write_figures(out, found, runs)
     files += [name for names in figures.values() for name in names]
     write_text(out / SUMMARY, _summary(used, tables, figures, runs, manifests))
@@ -80,20 +85,6 @@ def build_kernel_report(
     return listing
 
 
-def _write_table(out: Path, table: Table, numbers: Table) -> list[str]:
-    texts = {
-        "md": table_format.to_markdown(table, smoke=False),
-        "csv": table_format.to_csv(numbers),
-        "tex": table_format.to_latex(table, smoke=False),
-    }
-    names = []
-    for suffix, text in texts.items():
-        name = f"{FOLDER}/{table.name}.{suffix}"
-        write_text(out / name, text)
-        names.append(name)
-    return names
-
-
 def _write_figures(out: Path, rows: SpeedRows, runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
     """Files of each operation and training run that has a figure."""
     written = {}
@@ -102,16 +93,8 @@ def _write_figures(out: Path, rows: SpeedRows, runs: Sequence[TrainingRun]) -> d
         drawings |= {run.name: training_figure(run) for run in runs}
         for name, drawing in drawings.items():
             if drawing is not None:
-                written[name] = _write_figure(out, name, drawing)
+                written[name] = write_figure(out, f"{FOLDER}/{name}", drawing.figure)
     return written
-
-
-def _write_figure(out: Path, name: str, drawing: Drawing) -> list[str]:
-    png, svg = (f"{FOLDER}/{name}.{suffix}" for suffix in ("png", "svg"))
-    with atomic_writer(out / png, "wb") as handle:
-        handle.write(save_png(drawing.figure))
-    write_text(out / svg, save_svg(drawing.figure))
-    return [png, svg]
 
 
 def _summary(
@@ -147,16 +130,9 @@ def _provenance(rows: Sequence[Row], manifests: Sequence[Mapping[str, Any]]) -> 
     """Device, commit, versions and the command that made the rows."""
     lines = [f"- Device: {', '.join(_devices(rows)) or 'unknown'}"]
     for manifest in manifests:
-        versions = manifest.get("versions", {})
-        known = ", ".join(
-            f"{name} {versions[name]}" for name in ("torch", "triton") if name in versions
-        )
         peers = manifest.get("extra", {}).get("peers", {})
-        lines.append(f"- Commit {commit_and_changes(manifest)}; {known}")
-        if peers:
-            lines.append(f"- Peers: {', '.join(f'{k} {v}' for k, v in sorted(peers.items()))}")
-        commands = manifest.get("measured", {}).get("commands") or [manifest.get("command", [])]
-        lines += [f"- Command: `{' '.join(command)}`" for command in commands]
+        names = ", ".join(f"{name} {version}" for name, version in sorted(peers.items()))
+        lines += origin_lines(manifest, [f"- Peers: {names}"] if peers else [])
     failed = sum(row.error is not None for row in rows)
     lines.append(f"- {len(rows)} rows, {failed} of them failed or skipped, with the reason")
     return lines

@@ -1,4 +1,4 @@
-"""Tables of kernel speed: one for each operation, and the measured ceilings."""
+"""Tables of kernel speed: one for each operation."""
 
 from __future__ import annotations
 
@@ -82,23 +82,6 @@ def speed_tables(rows: Iterable[Row], numbers: bool = False) -> list[Table]:
     found = SpeedRows(rows)
     tables = [_operation_table(found, operation, numbers) for operation in found.operations()]
     return [table for table in tables if table.records]
-
-
-def ceilings_table(rows: SpeedRows) -> Table:
-    """What the device reached on copying, reading and one large product."""
-    words = {
-        "copy_gb_per_second": "copy, GB/s (read and written)",
-        "read_gb_per_second": "read only, GB/s",
-        "matmul_tflop_per_second": "bfloat16 product of 8192 × 8192 matrices, TFLOP/s",
-    }
-    return Table(
-        "ceilings",
-        "Ceilings measured in the same run",
-        f"Device: {', '.join(rows.devices) or 'unknown'}.",
-        [Column("what", "what"), Column("value", "median", significant)],
-        [{"what": text, "value": rows.rates.get(metric)} for metric, text in words.items()],
-        legend="",
-    )
 
 
 def _operation_table(rows: SpeedRows, operation: str, numbers: bool) -> Table:

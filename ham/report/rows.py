@@ -37,7 +37,10 @@ class Row(Strict):
         kv_fraction: Share of tokens that were really routed to the KV cache in this measurement;
             1 for full attention, None where there is no KV cache or no such notion.
         launch_mode: `eager`, `compiled` or `cuda_graph`.
-        n: Independent observations behind `value` (documents, needles, repetitions).
+        n: Observations behind `value` (documents, needles, repetitions).
+        effective_n: How many independent observations the n are worth where several come from one
+            sample (answers of one needle question); the interval is that of this many. None where
+            they are independent.
         low, high: Ends of the interval named by `interval` (`wilson95`, `bootstrap95`,
             `t95`, `p20_p80`).
         correct: Whether what was timed gave the right result; None where that was not compared or
@@ -62,6 +65,7 @@ class Row(Strict):
     launch_mode: Literal["eager", "compiled", "cuda_graph"] = "eager"
     device: str
     n: int = 1
+    effective_n: float | None = None
     low: float | None = None
     high: float | None = None
     interval: str | None = None

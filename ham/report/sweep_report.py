@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from ham.errors import MissingDataError
-from ham.files import atomic_writer, write_json, write_text
+from ham.files import write_json, write_text
 from ham.report import table_format
-from ham.report.plots_base import Drawing, save_png, save_svg, style_context
-from ham.report.provenance import commit_and_changes
+from ham.report.plots_base import Drawing, style_context
 from ham.report.rows import Row
 from ham.report.sweep_cells import SweepRows
 from ham.report.sweep_parts import parts_figure
 from ham.report.sweep_plots import sweep_figures
-from ham.report.sweep_tables import ceilings_table, sweep_tables
+from ham.report.sweep_tables import sweep_tables
 from ham.report.sweep_targets import targets_table
 from ham.report.tables_base import Table
+from ham.report.write_parts import ceilings_table, origin_lines, write_figure, write_table
 
 FOLDER = "sweep"
 SUMMARY = "sweep.md"
 LISTING = "sweep.json"
+PRODUCT = "bfloat16 matrix product"
 
 
 def build_sweep_report(
@@ -49,11 +50,15 @@ def build_sweep_report(
     found = SweepRows(rows)
     if not found.rows:
         raise MissingDataError("no row of a sweep among the rows; `ham sweep run` makes them")
-    tables = [targets_table(found), ceilings_table(found), *sweep_tables(found)]
+    tables = [
+        targets_table(found),
+        ceilings_table(found.devices, found.rates, PRODUCT),
+        *sweep_tables(found),
+    ]
     numbers = {table.name: table for table in sweep_tables(found, numbers=True)}
     files = []
     for table in tables:
-        files += _write_table(out, table, numbers.get(table.name, table))
+        files += write_table(out, FOLDER, table, numbers.get(table.name, table))
     figures, drawings = _write_figures(out, found)
     files += [name for names in figures.values() for name in names]
     write_text(out / SUMMARY, _summary(found, tables, figures, drawings, manifests))
@@ -68,20 +73,6 @@ def build_sweep_report(
     return listing
 
 
-def _write_table(out: Path, table: Table, numbers: Table) -> list[str]:
-    texts = {
-        "md": table_format.to_markdown(table, smoke=False),
-        "csv": table_format.to_csv(numbers),
-        "tex": table_format.to_latex(table, smoke=False),
-    }
-    names = []
-    for suffix, text in texts.items():
-        name = f"{FOLDER}/{table.name}.{suffix}"
-        write_text(out / name, text)
-        names.append(name)
-    return names
-
-
 def _write_figures(out: Path, rows: SweepRows) -> tuple[dict[str, list[str]], dict[str, Drawing]]:
     written = {}
     with style_context():
@@ -90,11 +81,7 @@ def _write_figures(out: Path, rows: SweepRows) -> tuple[dict[str, list[str]], di
         if parts is not None:
             drawings["parts"] = parts
         for name, drawing in drawings.items():
-            png, svg = (f"{FOLDER}/{name}.{suffix}" for suffix in ("png", "svg"))
-            with atomic_writer(out / png, "wb") as handle:
-                handle.write(save_png(drawing.figure))
-            write_text(out / svg, save_svg(drawing.figure))
-            written[name] = [png, svg]
+            written[name] = write_figure(out, f"{FOLDER}/{name}", drawing.figure)
     return written, drawings
 
 
@@ -125,19 +112,15 @@ def _provenance(rows: SweepRows, manifests: Sequence[Mapping[str, Any]]) -> list
     """Device, commit, versions and the commands that made the rows."""
     lines = [f"- Device: {', '.join(rows.devices)}"]
     for manifest in manifests:
-        versions = manifest.get("versions", {})
-        known = [f"{name} {versions[name]}" for name in ("torch", "triton") if name in versions]
-        lines.append(f"- Commit {commit_and_changes(manifest)}; {', '.join(known)}")
-        scale = manifest.get("config", {}).get("scale", {})
+        scale, models = manifest.get("config", {}).get("scale", {}), []
         if scale:
-            lines.append(
+            models.append(
                 f"- Whole models: {scale['layers']} layers, {scale['heads']} heads of "
                 f"{scale['head_dims'][0]}, vocabulary {scale['vocabulary']:,}, "
                 f"{manifest['config'].get('dtype')}, parameters within 1 %; window "
                 f"{scale['window']:,}"
             )
-        commands = manifest.get("measured", {}).get("commands") or [manifest.get("command", [])]
-        lines += [f"- Command: `{' '.join(command)}`" for command in commands]
+        lines += origin_lines(manifest, models)
     failed = sum(row.error is not None for row in rows.rows)
     lines.append(f"- {len(rows.rows)} rows, {failed} of them failed, with the reason")
     return lines

@@ -1,4 +1,4 @@
-"""Tables of a sweep: one for each experiment, the parts of a step, and the ceilings."""
+"""Tables of a sweep: one for each experiment, the parts of a step."""
 
 from __future__ import annotations
 
@@ -105,23 +105,6 @@ def sweep_tables(rows: SweepRows, numbers: bool = False) -> list[Table]:
         title = EXPERIMENT_WORDS[experiment]
         tables.append(Table(experiment, title, note, columns, records, legend=LEGEND))
     return tables
-
-
-def ceilings_table(rows: SweepRows) -> Table:
-    """What the device reached on copying, reading and one large product."""
-    words = {
-        "copy_gb_per_second": "copy, GB/s (read and written)",
-        "read_gb_per_second": "read only, GB/s",
-        "matmul_tflop_per_second": "bfloat16 matrix product, TFLOP/s",
-    }
-    return Table(
-        "ceilings",
-        "Ceilings measured in the same run",
-        f"Device: {', '.join(rows.devices) or 'unknown'}.",
-        [Column("what", "what"), Column("value", "median", significant)],
-        [{"what": text, "value": rows.rates.get(metric)} for metric, text in words.items()],
-        legend="",
-    )
 
 
 def _record(place: Place, series: Series, row: Row) -> Record:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ham.measure.cost import attention_flops, causal_pairs
 from ham.model.mixer import StateBytes
-from ham.stores.attention import Position, Stretch
+from ham.stores.attention import Position, Stretch, attend_stretches
 from ham.stores.options import StoreOptions
 from ham.stores.recent import RecentTokens
 
@@ -182,6 +182,22 @@ class TokenStore(nn.Module, ABC):
 
     def _init_recent(self, batch: int, like: Tensor, heads: int | None = None) -> RecentTokens:
         return RecentTokens(batch, heads or self.heads, self.ring_size, self.head_dim, like)
+
+    def _attend(
+        self,
+        q_BHTK: Tensor,
+        memory: Stretch,
+        recent: RecentTokens,
+        k_BHTK: Tensor,
+        v_BHTV: Tensor,
+        start: Position,
+        positions_BT: Tensor,
+    ) -> Tensor:
+        """Attention of T new queries over the store's memory, the window and the sink."""
+        stretches = [memory]
+        if self.window:
+            stretches.append(self._recent_stretch(recent, k_BHTK, v_BHTV, start, positions_BT))
+        return attend_stretches(q_BHTK, stretches, self._sink_BHK())
 
     def _recent_stretch(
         self,

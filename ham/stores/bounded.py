@@ -20,7 +20,6 @@ from ham.stores.attention import (
     QUERY_BLOCK,
     Position,
     Stretch,
-    attend_stretches,
     by_head,
     gather_tokens,
     like_score,
@@ -217,12 +216,8 @@ class BoundedStore(TokenStore):
                 visible_BGCN[..., cache.held.score_BGS.shape[-1] :].diagonal(dim1=-2, dim2=-1)
             )
             candidates = cache.held.followed_by(new)
-            stretches = [self._memory_stretch(candidates, visible_BGCN, positions_BC)]
-            if self.window:
-                stretches.append(
-                    self._recent_stretch(cache.recent, k_BHCK, v_BHCV, start, positions_BC)
-                )
-            o_BHCV = attend_stretches(q_BHCK, stretches, self._sink_BHK())
+            memory = self._memory_stretch(candidates, visible_BGCN, positions_BC)
+            o_BHCV = self._attend(q_BHCK, memory, cache.recent, k_BHCK, v_BHCV, start, positions_BC)
             outputs.append(o_BHCV.transpose(1, 2))
             cache.held = candidates.best(self.options.slots)
             if self.ring_size:
@@ -243,13 +238,9 @@ class BoundedStore(TokenStore):
         new = self._candidates(k_B1HK, v_B1HV, score, positions_B1, cache.held)
         kept_BG1 = replace_smallest(cache.held, new)
         visible_BG1S = (cache.held.score_BGS > -torch.inf)[:, :, None]
-        stretches = [self._memory_stretch(cache.held, visible_BG1S, positions_B1)]
+        memory = self._memory_stretch(cache.held, visible_BG1S, positions_B1)
         q_BH1K, k_BH1K, v_BH1V = (x.transpose(1, 2) for x in (q_B1HK, k_B1HK, v_B1HV))
-        if self.window:
-            stretches.append(
-                self._recent_stretch(cache.recent, k_BH1K, v_BH1V, position, positions_B1)
-            )
-        o_BH1V = attend_stretches(q_BH1K, stretches, self._sink_BHK())
+        o_BH1V = self._attend(q_BH1K, memory, cache.recent, k_BH1K, v_BH1V, position, positions_B1)
         if self.ring_size:
             cache.recent.append(k_BH1K, v_BH1V, position)
         return o_BH1V.transpose(1, 2).to(v_B1HV.dtype), like_score(kept_BG1, score)

@@ -239,12 +239,8 @@ class ChunkTopKStore(TokenStore):
         place_BG1N = cache.position_BGN[:, :, None]
         newest_B1T1 = (positions_BT - self.window)[:, None, :, None]
         visible = (place_BG1N >= 0) & (place_BG1N <= newest_B1T1)
-        stretches = [Stretch(cache.k_BHNK, cache.v_BHNV, visible)]
-        if self.window:
-            stretches.append(
-                self._recent_stretch(cache.recent, k_BHTK, v_BHTV, start, positions_BT)
-            )
-        o_BHTV = attend_stretches(q_BHTK, stretches, self._sink_BHK())
+        memory = Stretch(cache.k_BHNK, cache.v_BHNV, visible)
+        o_BHTV = self._attend(q_BHTK, memory, cache.recent, k_BHTK, v_BHTV, start, positions_BT)
         slot_BGT = (positions_BT % self.options.chunk)[:, None].expand(-1, self.groups, -1)
         cache.score_BGC.scatter_(2, slot_BGT, score_BGT.to(cache.score_BGC.dtype))
         slot_BHT1 = (positions_BT % self.options.chunk)[:, None, :, None].expand(-1, heads, -1, 1)

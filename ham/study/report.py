@@ -10,14 +10,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ham.errors import MissingDataError
-from ham.files import atomic_writer, write_text
+from ham.files import write_text
 from ham.report.aggregate import Cell, Results, difference
 from ham.report.formats import cell_text, join_words, share
 from ham.report.manifest import manifest_path, read_manifest
-from ham.report.plots_base import save_png, save_svg, style_context
+from ham.report.plots_base import style_context
 from ham.report.rows import Row, read_rows
 from ham.report.table_format import to_csv, to_markdown
 from ham.report.tables_base import Table
+from ham.report.write_parts import write_figure
 from ham.study.report_figures import accuracy_figure, routing_figure
 from ham.study.report_tables import (
     COMPARED,
@@ -77,10 +78,7 @@ def build_report(rows: Sequence[Row], out: Path) -> list[Path]:
         write_text(paths[-1], to_csv(table))
     with style_context():
         for name, figure in figures(results):
-            paths += [out / f"{name}.png", out / f"{name}.svg"]
-            with atomic_writer(paths[-2], "wb") as handle:
-                handle.write(save_png(figure))
-            write_text(paths[-1], save_svg(figure))
+            paths += [out / file for file in write_figure(out, name, figure)]
     return paths
 
 

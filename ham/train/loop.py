@@ -10,7 +10,6 @@ import contextlib
 import math
 import resource
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from ham.report.rows import RowWriter
 from ham.report.statistics import mean
 from ham.train.batches import BatchSampler
 from ham.train.clock import StepClock
+from ham.train.interrupt import StopRequest
 from ham.train.optimiser import learning_rate, make_optimiser
 from ham.train.shards import TokenShard
 from ham.train.state import load_state, random_state, restore_random_state, save_state
@@ -86,7 +86,7 @@ class Trainer:
         self.clock = StepClock()
         self.log: list[dict[str, Any]] = []
         self.calibrated: list[float] | None = None
-        self._stop_signal: int | None = None
+        self._stop_request = StopRequest()
 
     def run(self, out_folder: Path | None) -> RowWriter:
         """Train to the end, write `out_folder/checkpoint`, return the rows.
@@ -102,18 +102,18 @@ class Trainer:
         self._restore()
         self._count_tokens()
         self.model.train()
-        with self._signals(), self._progress() as progress:
+        with self._stop_request.listening(), self._progress() as progress:
             last_save = time.monotonic()
             while self.step < self.settings.steps:
                 loss, fractions = self._advance()
                 self._record(loss, fractions)
                 progress.advance(note=self._note(loss, fractions))
                 saved = time.monotonic() - last_save >= self.settings.checkpoint_seconds
-                if saved or self._stop_signal is not None:
+                if saved or self._stop_request.signal is not None:
                     self._save()
                     last_save = time.monotonic()
-                if self._stop_signal is not None:
-                    self._stop()
+                if self._stop_request.signal is not None:
+                    self._stop_request.leave(self.step)
         return self._finish(out_folder)
 
     def losses(self) -> Iterator[StepResult]:
@@ -377,26 +377,6 @@ class Trainer:
         return note
 
     _last_note = ""
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let a batch system's warning signal end the run after a checkpoint."""
-
-        def remember(number: int, frame: object) -> None:
-            self._stop_signal = number
-
-        handled = (signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, remember) for number in handled}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self) -> None:
-        name = signal.Signals(self._stop_signal).name
-        print(f"{name}: state saved at step {self.step}; rerun to continue", file=sys.stderr)
-        raise SystemExit(128 + self._stop_signal)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

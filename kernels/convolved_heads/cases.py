@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ham.kernels.convolved_heads.arguments import Rotation
 from ham.kernels.convolved_heads.cost import cost
+from ham.kernels.draws import normals
 from ham.kernels.registry import Cost
 
 
@@ -54,11 +54,7 @@ class ConvolvedHeadsCase:
     def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
         """Keyword arguments of `convolved_heads`; tables stay in float32, as in a model."""
         generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
-            return drawn.to(device, dtype)
-
+        normal = normals(generator, device, dtype)
         channels = self.heads * (2 * self.key_size + self.value_size)
         inputs: dict[str, Any] = {
             "x_BTC": normal(self.batch, self.time, channels),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
+from ham.kernels.draws import normals
 from ham.kernels.gated_delta_rule.cost import cost
 from ham.kernels.registry import Cost
 
@@ -64,10 +65,7 @@ class GatedDeltaRuleCase:
     def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
         """Keyword arguments of `gated_delta_rule`; keys have unit length, gates are float32."""
         generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+        normal = normals(generator)
         rows = (self.batch, self.time, self.heads)
         key_rows = (self.batch, self.time, self.key_heads or self.heads)
         tensors = {

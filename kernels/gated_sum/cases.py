@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ham.kernels.draws import normals
 from ham.kernels.gated_sum.cost import cost
 from ham.kernels.registry import Cost
 
@@ -31,11 +32,7 @@ class GatedSumCase:
 
     def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:
         """Keyword arguments of `gated_sum`."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+        normal = normals(torch.Generator().manual_seed(seed))
         rows = (self.batch, self.time)
         attended_BTHV = normal(*rows, self.heads, self.size)
         attended_BTHV[:, ::3] = 0

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ham.kernels.draws import normals
 from ham.kernels.registry import Cost
 from ham.kernels.routed_attention.cost import cost
 
@@ -60,11 +60,7 @@ class RoutedAttentionCase:
     def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
         """Keyword arguments of `routed_attention`."""
         generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
-            return drawn.to(device, dtype)
-
+        normal = normals(generator, device, dtype)
         rows = (self.batch, self.time)
         key_heads = self.key_heads or self.heads
         inputs: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
+from ham.kernels.draws import normals
 from ham.kernels.registry import Cost
 from ham.kernels.ssd.cost import cost
 
@@ -60,10 +61,7 @@ class SsdCase:
     def inputs(self, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Any]:
         """Keyword arguments of `ssd`; dt, a and D are at least float32."""
         generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+        normal = normals(generator)
         rows = (self.batch, self.time)
         projection = (
             (*rows, self.groups, self.state_size) if self.groups else (*rows, self.state_size)

@@ -13,7 +13,14 @@ from ham.kernels.compile_cases import CompileCase
 from ham.kernels.ssd.triton_backward import gradients
 from ham.kernels.ssd.triton_forward import walk
 from ham.kernels.ssd.triton_states import Segments, accumulate, chunk_gates
-from ham.kernels.ssd.triton_tiles import Kernel, Tile, choose_chunk, choose_tile, tiles
+from ham.kernels.ssd.triton_tiles import (
+    Kernel,
+    Tile,
+    choose_chunk,
+    choose_gradient,
+    choose_tile,
+    tiles,
+)
 from ham.kernels.triton_target import target_of
 
 HEADS = 4
@@ -42,6 +49,11 @@ class Sizes:
     def states(self) -> Tensor:
         """States of every chunk."""
         return torch.zeros(HEADS, CHUNKS, self.state, self.head, dtype=self.dtype)
+
+    @property
+    def gradient(self) -> Kernel:
+        """The kernel of the gradients."""
+        return choose_gradient(self.dtype, self.head, HEADS, self.groups)
 
     def segments(self) -> Segments:
         """Two segments."""
@@ -94,7 +106,19 @@ def _gradients(sizes: Sizes, tile: Tile) -> None:
     states = sizes.states()
     rates = torch.zeros(HEADS)
     gates = _gates(tile.chunk)
-    gradients(x_BTHP, x_BTHP, projection, projection, rates, rates, gates, states, states, tile)
+    gradients(
+        x_BTHP,
+        x_BTHP,
+        projection,
+        projection,
+        rates,
+        rates,
+        gates,
+        states,
+        states,
+        sizes.gradient,
+        tile,
+    )
 
 
 def _launch(launch: Callable[..., None], kernel: Kernel, sizes: Sizes, tile: Tile | None) -> None:
@@ -110,13 +134,12 @@ def _cases(sizes: Sizes, default: tuple[str, ...] = ()) -> tuple[CompileCase, ..
         sizes: Sizes of all cases.
         default: What the default set has with the tile of the target.
     """
-    gradient: Kernel = "gradient" if sizes.groups == HEADS else "group_gradient"
     launches: dict[str, tuple[Kernel, Callable[..., None]]] = {
         "saving walk": ("walk", partial(_walk, save=True, several=False)),
         "walk over segments": ("walk", partial(_walk, save=False, several=True)),
         "reverse walk": ("accumulate", partial(_accumulate, forward=False)),
         "segment sums": ("accumulate", partial(_accumulate, forward=True)),
-        gradient.replace("_", " "): (gradient, _gradients),
+        sizes.gradient.replace("_", " "): (sizes.gradient, _gradients),
     }
     cases = []
     for name, (kernel, launch) in launches.items():
@@ -138,6 +161,8 @@ COMPILE_CASES: tuple[CompileCase, ...] = (
     *_cases(Sizes(64, 128, 1), ("group gradient",)),
     *_cases(Sizes(64, 64, 1)),
     *_cases(Sizes(64, 64, HEADS)),
+    *_cases(Sizes(32, 128, HEADS), ("group gradient",)),
+    *_cases(Sizes(32, 16, HEADS)),
     *_cases(Sizes(128, 128, 1)),
     *_cases(Sizes(64, 64, 1, torch.float32)),
     *_cases(Sizes(128, 128, HEADS, torch.float32)),

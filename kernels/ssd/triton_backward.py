@@ -17,7 +17,7 @@ from torch import Tensor
 from ham.kernels.gated_delta_rule.triton_tiles import decay_parts, padded, precision
 from ham.kernels.ssd.triton_group_gradients import group_gradient_kernel
 from ham.kernels.ssd.triton_head_gradients import gradient_kernel
-from ham.kernels.ssd.triton_tiles import Tile, count_head_blocks
+from ham.kernels.ssd.triton_tiles import Kernel, Tile, count_head_blocks
 from ham.kernels.triton_launch import launch
 from ham.kernels.triton_target import target_of
 
@@ -89,6 +89,7 @@ def gradients(
     gates_XM3C: Tensor,
     states_XMSP: Tensor,
     dstates_XMSP: Tensor,
+    kernel: Kernel,
     tile: Tile,
 ) -> Gradients:
     """Launch `gradient_kernel` or `group_gradient_kernel`, then `step_kernel`.
@@ -103,13 +104,14 @@ def gradients(
         gates_XM3C: From `chunk_gates`.
         states_XMSP: State before every chunk.
         dstates_XMSP: Gradient of the state after every chunk.
+        kernel: From `choose_gradient`; `gradient` only for b and c per head.
         tile: How to cut the work.
     """
     batch, time, heads, head_size = x_BTHP.shape
     groups, state_size = b_BTGS.shape[2:]
     chunks = gates_XM3C.shape[1]
     device = x_BTHP.device
-    own = groups == heads
+    own = kernel == "gradient"
     blocks = 1
     if not own:
         # The two programs for b and c decide how long the launch takes.

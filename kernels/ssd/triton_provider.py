@@ -19,10 +19,6 @@ DTYPES = (torch.float32, torch.bfloat16)
 LARGEST_SIZE = 128
 ROW_BYTES = 16
 LARGEST_GRID = 65535
-# With b and c per head and one block of 32 columns of P, gradients came out wrong on an H100 under
-# Triton 3.6 (dx off by 0.43 at S = 128, another gradient by 0.97 at S = 16; S = 64 was right). The
-# cause is not known; the interpreter is right.
-SMALLEST_OWN_HEAD = 64
 
 
 def check_limits(x_BTHP: Tensor, b_BTS: Tensor, c_BTS: Tensor) -> None:
@@ -40,12 +36,6 @@ def check_limits(x_BTHP: Tensor, b_BTS: Tensor, c_BTS: Tensor) -> None:
         raise ConfigError(
             f"provider 'triton' takes head and state sizes up to {LARGEST_SIZE} that are, in "
             f"{x_BTHP.dtype}, multiples of {step}, not P = {head_size}, S = {state_size}"
-        )
-    own = b_BTS.ndim == 4 and b_BTS.shape[2] == x_BTHP.shape[2]
-    if own and head_size < SMALLEST_OWN_HEAD and x_BTHP.dtype == torch.bfloat16:
-        raise ConfigError(
-            f"provider 'triton' takes b and c per head in torch.bfloat16 for head sizes from "
-            f"{SMALLEST_OWN_HEAD} on, not P = {head_size}, which gave wrong gradients on Hopper"
         )
     rows = x_BTHP.shape[0] * x_BTHP.shape[2]
     if rows > LARGEST_GRID:
@@ -191,6 +181,7 @@ def backward(
         states_XMSP=dstates_XMSP,
         last_BHPS=dinitial_BHPS if initial else None,
     )
+    kernel = triton_tiles.choose_gradient(dtype, size, x_BTHP.shape[2], b_BTGS.shape[2])
     made = gradients(
         x_BTHP,
         dy_BTHP,
@@ -201,13 +192,8 @@ def backward(
         gates_XM3C,
         states_XMSP,
         dstates_XMSP,
-        triton_tiles.choose_tile(
-            "gradient" if b_BTGS.shape[2] == x_BTHP.shape[2] else "group_gradient",
-            dtype,
-            size,
-            chunk,
-            target,
-        ),
+        kernel,
+        triton_tiles.choose_tile(kernel, dtype, size, chunk, target),
     )
     return (*made, dinitial_BHPS)
 

@@ -105,6 +105,9 @@ CANDIDATES: dict[Kernel, tuple[Tile, ...]] = {
 }
 CHUNKS = {torch.float32: 32, torch.bfloat16: 64}
 WAVES = 2
+# Narrower heads fit into one block of columns: the loop of `gradient` has one round and is unrolled
+# to products that are not pipelined, and in bfloat16 these were wrong on an H100 (README).
+NARROWEST_OWN_HEAD = 64
 
 
 def tiles(kernel: Kernel, dtype: torch.dtype, head_size: int, chunk: int) -> tuple[Tile, ...]:
@@ -112,6 +115,13 @@ def tiles(kernel: Kernel, dtype: torch.dtype, head_size: int, chunk: int) -> tup
     listed = (FLOAT32_TILES if dtype == torch.float32 else TILES)[kernel]
     fitted = (replace(t, block_p=min(t.block_p, padded(head_size))) for t in listed)
     return tuple(dict.fromkeys(tile for tile in fitted if tile.chunk == chunk))
+
+
+def choose_gradient(dtype: torch.dtype, head_size: int, heads: int, groups: int) -> Kernel:
+    """The kernel of the gradients inside a chunk: `gradient` for b and c per head, where it is
+    right; for narrow heads in bfloat16 the one for shared b and c, with groups of one head."""
+    right = dtype == torch.float32 or head_size >= NARROWEST_OWN_HEAD
+    return "gradient" if groups == heads and right else "group_gradient"
 
 
 def choose_chunk(dtype: torch.dtype) -> int:

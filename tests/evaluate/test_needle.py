@@ -16,7 +16,7 @@ from ham.evaluate.needle_rows import Asked, generation_rows, routed_rows
 from ham.evaluate.scoring import RowScore
 from ham.model.decoder import DecoderOutput
 from ham.model.mixer import MixerAux
-from ham.report.statistics import wilson_interval
+from ham.report.statistics import clustered_wilson_interval
 from ham.ruler.generator import RulerGenerator
 from ham.ruler.haystacks import Essays
 from ham.ruler.sample import RulerSample
@@ -167,8 +167,12 @@ def test_routed_against_answered_by_hand() -> None:
         ("accuracy_if_routed", 2): (1.0, 2),
         ("string_match_if_routed", 2): (1.0, 1),
     }
+    # In at least one layer: one right of one, one of one and one of two needles of a sample.
     last = next(row for row in rows if row["metric"] == "accuracy_if_routed" and row["n"] == 4)
-    assert (last["low"], last["high"]) == (wilson_interval(3, 4).low, wilson_interval(3, 4).high)
+    expected = clustered_wilson_interval([1, 1, 1], [1, 1, 2]).row_fields()
+    assert {name: last[name] for name in expected} == expected
+    # Residuals 0.25, 0.25, -0.5: 0.1875 / (1.5 * 0.375 / 16) = 5.3, held at the four needles.
+    assert last["effective_n"] == 4
 
 
 def test_no_needle_in_that_many_layers_has_no_accuracy() -> None:
@@ -186,6 +190,8 @@ def test_generated_answers_count_each_by_itself() -> None:
     some = [asked([[0, 0]], [True, True], text) for text in ("71 72", "so 72", "7", None)]
     every, part = generation_rows(some, {"labels": {}})
     assert (every["metric"], every["value"], every["n"]) == ("string_match_all", 0.5, 6)
+    # 2, 1 and 0 of 2: residuals 1, 0, -1; v = 3/2 * 2 / 36 = 1/12, effective n = 0.25 * 12.
+    assert every["effective_n"] == pytest.approx(3) and "effective_n" not in part
     assert (part["metric"], part["n"]) == ("string_match_part", 3)
     assert part["value"] == pytest.approx(2 / 3)
     assert generation_rows(some[3:], {}) == []

@@ -17,6 +17,8 @@ def test_accuracy(make_subject, model, accuracy: float) -> None:
     for pairs, (row,) in zip((2, 6), rows, strict=True):
         assert row["value"] == accuracy and row["x_value"] == pairs
         assert row["n"] == 5 * pairs and row["interval"] == "wilson95"
+        # All right or all wrong: nothing but the five documents speaks for a narrower interval.
+        assert row["effective_n"] == pytest.approx(5)
 
 
 def test_rows_match_what_a_failure_would_report(make_subject, tiny_model) -> None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 import yaml
 from tiny_experiment import WORDS, experiment, external_arm
+from tokenizers import Tokenizer as Library
+from transformers import PreTrainedTokenizerFast
 
 from ham.config import Config
 from ham.external.model import ExternalLM
 from ham.model.sizing import model_config
 from ham.train.shards import ShardWriter
-from ham.train.tokenizer import ByteTokenizer
+from ham.train.tokenizer import ByteTokenizer, train_bpe
 
 
 @pytest.fixture
@@ -59,3 +61,19 @@ def write_config(tmp_path: Path) -> Callable[[Config], str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A Hugging Face folder of a GPT-NeoX with a byte-level BPE of its own."""
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("foreign") / "pythia"
+    tokenizer = train_bpe(texts, 300)
+    config = experiment(external_arm("gpt_neox", max_position_embeddings=64))
+    network = model_config(config, config.arms[1], tokenizer.vocabulary_size).build().network
+    network.save_pretrained(folder)
+    library = Library.from_str(tokenizer.definition)
+    PreTrainedTokenizerFast(tokenizer_object=library, eos_token="<|endoftext|>").save_pretrained(
+        folder
+    )
+    return folder

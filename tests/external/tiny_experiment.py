@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from ham.cli import main
 from ham.config import Config
 from ham.config_files import parse_config
+from ham.report.rows import Row, read_rows
 
 WORDS = ("the", "whale", "and", "a", "ship", "of", "old", "men", "sailed", "upon", "that", "sea")
 TINY = {
@@ -36,3 +39,23 @@ def external_arm(model_type: str, library: str = "transformers", **config: Any) 
         "name": "other",
         "external": {"library": library, "model_type": model_type, "config": config},
     }
+
+
+def run_stages(
+    path: str, data: Path, folder: Path, checkpoint: bool = True
+) -> dict[str, list[Row]]:
+    """Rows of `ham train`, `ham evaluate` and `ham measure` for the arm `other`."""
+    common = [path, "--arm", "other", "--seed", "0", "--data", str(data), "--keep-going"]
+    where = ["--checkpoint", str(folder / "checkpoint")] if checkpoint else []
+    if checkpoint:
+        state = ["--state", str(folder / "state")]
+        assert main(["train", *common, "--out", str(folder), *state]) == 0
+    for stage in ("evaluate", "measure"):
+        rows = folder / f"{stage}.rows.jsonl"
+        assert main([stage, *common, *where, "--rows", str(rows)]) == 0
+    return {file.name.split(".")[0]: read_rows(file) for file in folder.glob("*.rows.jsonl")}
+
+
+def checkpoint_arm(folder: Path) -> dict[str, str]:
+    """An arm called `other` that reads a folder."""
+    return {"name": "other", "checkpoint": str(folder)}

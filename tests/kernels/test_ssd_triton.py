@@ -45,6 +45,7 @@ GPU_CASES = [
     Case(1, 500, 2, 128, 64, groups=2),
     Case(2, 200, 6, 128, 128, groups=3),
     Case(2, 200, 2, 16, 24, gates="extreme", groups=2),
+    Case(1, 500, 4, 16, 16, groups=4),
 ]
 SIZES = [(head, state) for head in (32, 64, 128) for state in (16, 64, 128)]
 gpu = pytest.mark.gpu
@@ -259,31 +260,47 @@ def test_importing_the_operation_does_not_import_triton() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def is_refused(case: Case, dtype: torch.dtype) -> bool:
-    """Small heads with b and c of their own in bfloat16, which the provider does not take."""
-    return dtype == torch.bfloat16 and case.head_size < 64 and case.groups == case.heads
+@pytest.mark.parametrize(
+    ("case", "segments"),
+    [
+        (Case(1, 70, 2, 32, 24, initial_state=True, gates="extreme", groups=2), 1),
+        (Case(2, 65, 3, 16, 16, groups=3), 2),
+        (Case(1, 33, 1, 24, 40, initial_state=True), 1),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_groups_of_one_head(monkeypatch: pytest.MonkeyPatch, case: Case, segments: int) -> None:
+    """What narrow heads with b and c of their own take in bfloat16, here in float32."""
+    from ham.kernels.ssd import triton_tiles
+
+    monkeypatch.setattr(triton_tiles, "choose_gradient", lambda *asked: "group_gradient")
+    cut_into(monkeypatch, segments)
+    errors = relative_errors(case, torch.float32)
+    assert worst(errors) < LIMIT[torch.float32], errors
 
 
-def test_small_heads_of_their_own_are_refused_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ham.kernels.ssd.triton_provider import check_limits
+def test_the_kernel_of_the_gradients() -> None:
+    from ham.kernels.ssd.triton_tiles import choose_gradient
 
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for case in (Case(1, 4, 2, 32, 16, groups=2), Case(1, 4, 2, 64, 16, groups=2)):
-        inputs = case.inputs(torch.bfloat16, torch.device("cpu"), 0)
-        arguments = [inputs[name] for name in inputs if name[0] in "xbc"][:3]
-        if is_refused(case, torch.bfloat16):
-            with pytest.raises(ConfigError, match="P = 32"):
-                check_limits(*arguments)
-        else:
-            check_limits(*arguments)
+    chosen = {
+        (dtype, head_size, groups): choose_gradient(dtype, head_size, 4, groups)
+        for dtype in LIMIT
+        for head_size in (32, 64)
+        for groups in (1, 2, 4)
+    }
+    own = {asked for asked, kernel in chosen.items() if kernel == "gradient"}
+    assert own == {
+        (torch.float32, 32, 4),
+        (torch.float32, 64, 4),
+        (torch.bfloat16, 64, 4),
+    }
+    assert {kernel for asked, kernel in chosen.items() if asked not in own} == {"group_gradient"}
 
 
 @gpu
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
 @pytest.mark.parametrize("case", GPU_CASES, ids=lambda case: case.name)
 def test_gpu_matches_float64(needs_gpu: None, case: Case, dtype: torch.dtype) -> None:
-    if is_refused(case, dtype):
-        pytest.skip("refused: see SMALLEST_OWN_HEAD")
     errors = relative_errors(case, dtype)
     assert worst(errors) < LIMIT[dtype], errors
 
@@ -302,8 +319,6 @@ def test_gpu_every_tile_configuration(
     from ham.kernels.ssd import triton_tiles
 
     case = Case(1, 200, 2, *sizes, initial_state=True, gates="extreme", groups=groups)
-    if is_refused(case, dtype):
-        pytest.skip("refused: see SMALLEST_OWN_HEAD")
     choose = triton_tiles.choose_tile
     for kernel in triton_tiles.TILES:
         legal = triton_tiles.tiles(kernel, dtype, sizes[0], triton_tiles.choose_chunk(dtype))

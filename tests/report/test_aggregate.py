@@ -16,6 +16,7 @@ from ham.report.aggregate import (
     with_spread_of_time,
 )
 from ham.report.rows import Row
+from ham.report.statistics import wilson_interval
 
 
 def row(value: float | None = 1.0, **fields) -> Row:
@@ -73,6 +74,18 @@ def test_pooling_weighs_by_n_and_uses_wilson_for_one_seed():
     # sqrt(0.225 * 0.775 / 40 + 3.841459 / 6400) = 1.788229 * 0.0704244 = 0.125935.
     assert cell.estimate.low == pytest.approx(0.123161, abs=1e-5)
     assert cell.estimate.high == pytest.approx(0.375031, abs=1e-5)
+
+
+def test_pooling_counts_answers_of_one_sample_by_what_they_are_worth():
+    # 6 of 8 answers worth 4, and 4 of 8 independent ones: 256 / (64 / 4 + 64 / 8) = 10.667.
+    grid = [
+        row(0.75, n=8, effective_n=4.0, low=0.0, high=1.0, interval="wilson95"),
+        row(0.5, n=8, low=0.0, high=1.0, interval="wilson95"),
+    ]
+    cell = summarise_pooled(grid)
+    expected = wilson_interval(0.625 * 32 / 3, 32 / 3)
+    assert (cell.estimate.low, cell.estimate.high) == pytest.approx((expected.low, expected.high))
+    assert (cell.value, cell.observations, cell.estimate.interval) == (0.625, 16, "wilson95")
 
 
 def test_pooling_over_seeds_uses_seed_means():

@@ -92,6 +92,87 @@ def test_wilson_refuses_impossible_counts(successes: int, n: int):
         statistics.wilson_interval(successes, n)
 
 
+def test_answers_that_share_samples_by_hand():
+    # 2, 2, 1 and 0 of 2 answers: p = 5/8, residuals y - 2p = 0.75, 0.75, -0.25, -1.25, squares
+    # together 2.75; v = 4/3 * 2.75 / 64 = 0.0572917; effective n = 0.234375 / v = 4.0909.
+    # Wilson of p at that n: z²/n = 0.939023, centre (0.625 + 0.469512) / 1.939023 = 0.564466,
+    # half 1.959964 / 1.939023 * sqrt(0.0572917 + 0.939023 / 16.363636) = 0.342297.
+    estimate = statistics.clustered_wilson_interval([2, 2, 1, 0], [2, 2, 2, 2])
+    assert (estimate.value, estimate.n, estimate.interval) == (0.625, 8, "wilson95")
+    assert estimate.effective_n == pytest.approx(4.0909, abs=1e-4)
+    assert estimate.low == pytest.approx(0.222169, abs=1e-5)
+    assert estimate.high == pytest.approx(0.906763, abs=1e-5)
+    plain = statistics.wilson_interval(5, 8)
+    assert estimate.low < plain.low and plain.high < estimate.high
+
+
+@pytest.mark.parametrize(
+    ("right", "sizes", "effective"),
+    [
+        # Alike within a sample: as many as there are samples.
+        ([4, 0, 4, 4, 0], [4] * 5, 5),
+        # More alike between samples than chance makes them: no more than there are answers.
+        ([2, 2, 2, 2, 2], [4] * 5, 20),
+        # The spread says nothing: (3 + 1)² / (9 + 1).
+        ([3, 1], [3, 1], 1.6),
+        ([0, 0], [3, 1], 1.6),
+        ([2], [4], 1),
+    ],
+)
+def test_effective_n_stays_between_samples_and_answers(
+    right: list[int], sizes: list[int], effective: float
+):
+    estimate = statistics.clustered_wilson_interval(right, sizes)
+    assert estimate.effective_n == pytest.approx(effective)
+    assert estimate.n == sum(sizes)
+    expected = statistics.wilson_interval(estimate.value * effective, effective)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_one_answer_a_sample_is_plain_wilson():
+    one_each = statistics.clustered_wilson_interval([1, 0, 1, 1], [1] * 4)
+    assert one_each == statistics.wilson_interval(3, 4)
+    assert "effective_n" not in one_each.row_fields()
+
+
+def test_intervals_over_samples_hold_the_true_share():
+    """Of 400 experiments of 30 samples with 4 answers and a share that varies by sample (beta(1,
+    1), p = 1/2, correlation 1/3), 95 % intervals hold p in 91 to 99 %; independent ones do not."""
+    random = np.random.default_rng(0)
+    held = {"samples": 0, "answers": 0}
+    for _ in range(400):
+        right = random.binomial(4, random.beta(1, 1, size=30)).tolist()
+        estimate = statistics.clustered_wilson_interval(right, [4] * 30)
+        plain = statistics.wilson_interval(sum(right), 120)
+        held["samples"] += estimate.low <= 0.5 <= estimate.high
+        held["answers"] += plain.low <= 0.5 <= plain.high
+    assert 0.91 * 400 <= held["samples"] <= 0.99 * 400
+    assert held["answers"] < 0.88 * 400
+
+
+@pytest.mark.parametrize(
+    ("right", "sizes"), [([], []), ([1], [2, 2]), ([3], [2]), ([-1], [2]), ([0], [0])]
+)
+def test_impossible_samples_are_refused(right: list[int], sizes: list[int]):
+    with pytest.raises(ValueError, match="received"):
+        statistics.clustered_wilson_interval(right, sizes)
+
+
+def test_pooled_shares_by_hand():
+    # 4 of 8 answers worth 4, and 8 of 8 independent ones: 256 / (64 / 4 + 64 / 8) = 10.667.
+    shares = [
+        statistics.Estimate(0.5, 8, effective_n=4.0),
+        statistics.Estimate(1.0, 8),
+    ]
+    pooled = statistics.pooled_share(shares)
+    assert (pooled.value, pooled.n) == (0.75, 16)
+    assert pooled.effective_n == pytest.approx(32 / 3)
+    expected = statistics.wilson_interval(8, 32 / 3)
+    assert (pooled.low, pooled.high) == pytest.approx((expected.low, expected.high))
+    independent = [statistics.Estimate(0.5, 8), statistics.Estimate(1.0, 8)]
+    assert statistics.pooled_share(independent) == statistics.wilson_interval(12, 16)
+
+
 def test_bootstrap_of_equal_documents_has_no_width():
     # Every document has 3 bits a byte, so every resample has too.
     estimate = statistics.bootstrap_interval([30.0] * 8, [10.0] * 8)
