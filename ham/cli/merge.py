@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.pieces.archive import open_piece
     from ham.pieces.merge import unite
     from ham.report.publish import build_published, publish_files, require_unpublished
+    from ham.report.thinning import thin_layer_curves
     from ham.report.verify import published_name
 
     root, name = published_name(arguments.out)
@@ -42,8 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
         require_unpublished(name, root)
     union = unite([open_piece(path) for path in arguments.pieces])
     if not arguments.check:
+        files = {
+            path: thin_layer_curves(content) if path.endswith(".jsonl") else content
+            for path, content in union.files.items()
+        }
         written = publish_files(
-            union.tasks.config, union.files, name, root, union.studies, arguments.evidence
+            union.tasks.config, files, name, root, union.studies, arguments.evidence
         )
         print(f"{len(written)} rows files in {arguments.out}")
         for page in build_published(name, root):

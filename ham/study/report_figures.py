@@ -41,12 +41,16 @@ def accuracy_figure(results: Results) -> Figure:
 
 
 def routing_figure(results: Results, metric: str, title: str, subtitle: str) -> Figure:
-    """A metric of routing layers against pairs, one panel for each setting and layer."""
+    """A metric of routing layers against pairs, one panel for each setting and layer.
+
+    A setting of which no arm that routes has run yet has no panel.
+    """
     layers = results.label_values(EXPERIMENT, metric, "layer")
     panels = [
         (f"{words_for(setting)}, layer {layer + 1}", {**setting, "layer": layer})
         for setting in settings_of(results)
         for layer in layers
+        if results.find(EXPERIMENT, metric, **setting, layer=layer)
     ]
     return _figure(results, metric, panels, title, subtitle)
 
