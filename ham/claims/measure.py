@@ -1,7 +1,8 @@
 """From rows to what a test measured: one margin a seed and comparison, or one factor a cell.
 
 A test that lacks a side was not run. A test whose rows are there but incomplete, ambiguous, failed,
-from a smoke run or from several runs has problems, and problems forbid a decision.
+from a smoke run or from several runs has problems, and problems forbid a decision. So does a task
+at which every model has the same number: that one is not better there says nothing of the models.
 """
 
 from __future__ import annotations
@@ -138,6 +139,12 @@ def _over_seeds(
     else:
         if test.delta.unit == RELATIVE and any(0 in values for values in per_side[1:]):
             result.problems.append("a reference is 0, so that nothing is relative to it")
+            return
+        if test.test == "superiority" and len({v for values in per_side for v in values}) == 1:
+            result.problems.append(
+                f"every model has {per_side[0][0]:g} with every seed: a floor or a ceiling tells "
+                "nothing apart"
+            )
             return
         result.margins = _comparisons(test, per_side)
         _check_same_fraction(result, test, gathered)

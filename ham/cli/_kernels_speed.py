@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ham.cli._rows_file import add_continue_options
+from ham.cli._options import add_continue_options
 
 if TYPE_CHECKING:
     import torch

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ham.cli._options import add_evidence_argument
+
 MOST_LINES = 20
 
 
@@ -18,14 +20,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder of results/published"
     )
-    parser.add_argument(
-        "--evidence",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="published folders by which claims are judged too, e.g. of speeds; they are copied",
-    )
+    add_evidence_argument(parser, "published folders, e.g. of speeds, which are copied")
     parser.add_argument("--check", action="store_true", help="say what is missing, write nothing")
     parser.set_defaults(handler=run)
 

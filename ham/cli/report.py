@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ham.cli._options import add_evidence_argument
+
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `ham report`."""
@@ -36,15 +38,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="claims to judge (default: workflow/config/claims.yaml)",
     )
-    parser.add_argument(
-        "--evidence",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="folders with rows beside those of the run, of studies or of speed measurements: "
-        "claims are judged by them too",
-    )
+    add_evidence_argument(parser, "folders with rows of studies or of speed measurements")
     parser.set_defaults(handler=run)
 
 

@@ -363,3 +363,19 @@ def test_bytes_must_agree_where_that_is_asked():
     unequal = verdict_of([*rows, make_row("theirs", 200.0, **memory)], test)
     assert unequal.verdict == INCONCLUSIVE
     assert "differs by 47.5 %: ours 105, theirs 200; allowed 10 %" in unequal.reason
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_task_that_tells_nothing_apart_refutes_nothing(level: float):
+    where = {"experiment": "needle", "metric": "accuracy"}
+    test = make_test(where=where, delta={"value": 0.05, "unit": "share", "reason": "as an example"})
+    ours, theirs = test["arm"]["model"], test["reference"][0]["model"]
+
+    def judged(values: list[float]) -> Judged:
+        rows = seeds_of(ours, values, **where) + seeds_of(theirs, [level] * 3, **where)
+        return verdict_of(rows, test)
+
+    assert judged([level] * 3).verdict == "inconclusive"
+    assert f"every model has {level:g} with every seed" in judged([level] * 3).reason
+    # One answer that differs, and the interval decides again.
+    assert judged([level, level, abs(level - 0.01)]).verdict == "refuted"

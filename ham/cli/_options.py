@@ -1,8 +1,9 @@
-"""Options of the commands that continue a file of rows."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_continue_options(parser: argparse.ArgumentParser) -> None:
@@ -12,4 +13,16 @@ def add_continue_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--retry-errors", action="store_true", help="run cells again that FILE holds as failed"
+    )
+
+
+def add_evidence_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Rows that are not of the run and by which its claims are judged too."""
+    parser.add_argument(
+        "--evidence",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help=f"{what}; claims are judged by their rows too",
     )
