@@ -84,7 +84,9 @@ def decay_products(cumulative_XC: Tensor, dtype: torch.dtype) -> Tensor:
     future_CC = torch.ones(size, size, dtype=torch.bool, device=cumulative_XC.device).triu(1)
     difference = (cumulative_XC.unsqueeze(-1) - cumulative_XC.unsqueeze(-2)).to(dtype)
     # Masked before the exponential: above the diagonal the differences are positive and overflow.
-    return difference.masked_fill_(future_CC, -torch.inf).exp_()
+    # Not in place: torch 2.11 compiles an autograd function whose forward changes its result in
+    # place into one with gradient 0, without a word, on a CPU as on a GPU.
+    return difference.masked_fill(future_CC, -torch.inf).exp()
 
 
 class _DecayMatrix(torch.autograd.Function):

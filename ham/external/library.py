@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,6 +124,33 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def no_kernel_launched() -> Iterator[None]:
+    """Refuse Triton launches, for traces of tensors without memory.
+
+    Such a tensor's address is 0, and Triton launches kernels on it all the same: those of
+    flash-linear-attention then write to address 0, and from there on every CUDA call of the process
+    fails with "an illegal memory access was encountered".
+
+    Raises:
+        RuntimeError: From the launch that was refused.
+    """
+    jit = sys.modules.get("triton.runtime.jit")
+    if jit is None:
+        yield
+        return
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a Triton kernel cannot run on tensors without memory")
+
+    launch = jit.JITFunction.run
+    jit.JITFunction.run = refuse
+    try:
+        yield
+    finally:
+        jit.JITFunction.run = launch
 
 
 def one_line(error: Exception) -> str:

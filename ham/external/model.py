@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ham.errors import HamError, UnusableModelError
 from ham.external.configuration import ExternalModelConfig, network_of
-from ham.external.library import one_line, quiet
+from ham.external.library import no_kernel_launched, one_line, quiet
 from ham.external.memory import UNUSED, ExternalState, cache_bytes, cache_tensors
 from ham.external.probe import check_causal, check_trains, reads_pieces
 from ham.model.decoder import DecoderOutput
@@ -269,7 +269,7 @@ class ExternalLM(nn.Module):
             return network_of(self.network.config, self.config.model_type).eval()
 
     def _traced(self, tokens_BT: Tensor, outline: nn.Module) -> Any:
-        with torch.device("meta"):
+        with torch.device("meta"), no_kernel_launched():
             return outline(input_ids=tokens_BT, return_dict=True)
 
     def _name(self) -> str:

@@ -44,9 +44,17 @@ class RecallDocument:
 
 
 def pairs_document(
-    rng: np.random.Generator, tokenizer: Tokenizer, num_pairs: int, num_queries: int
+    rng: np.random.Generator,
+    tokenizer: Tokenizer,
+    num_pairs: int,
+    num_queries: int,
+    num_repeats: int = 0,
 ) -> RecallDocument:
     """Keys with values, then `num_queries` of the keys again, in random order, with their values.
+
+    Then `num_repeats` more questions, each for any of these keys. Training needs them: where each
+    key is asked for once, a seventh of the tokens are answers and a small model stays at chance
+    for millions of tokens.
 
     Keys are drawn without replacement, one character each for up to 64 pairs and two beyond; values
     are two digits and may repeat.
@@ -62,6 +70,8 @@ def pairs_document(
     keys = rng.permutation(len(_KEY_CHARACTERS) if single else MAX_PAIRS)[:num_pairs]
     values = rng.integers(0, 100, size=num_pairs)
     asked = rng.permutation(num_pairs)[:num_queries]
+    if num_repeats:
+        asked = np.concatenate((asked, rng.choice(asked, size=num_repeats)))
     key_pieces, value_pieces = _keys(tokenizer, single), _values(tokenizer)
     pieces = [
         (key_pieces[key], value_pieces[value])

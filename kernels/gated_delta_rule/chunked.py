@@ -58,36 +58,32 @@ def _decays(cumulative_XC: Tensor, dtype: torch.dtype) -> _Decay:
 
 
 def _carry_states(
-    residual_XCV: Tensor,
+    local_XCV: Tensor,
     key_part_XCK: Tensor,
     written_XCK: Tensor,
     whole_X11: Tensor,
     state_YKV: Tensor,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Carry the state from chunk to chunk.
 
     Args:
-        residual_XCV: Comes in as the part of the residuals that does not depend on the state;
-            made complete in place.
+        local_XCV: The part of the residuals that does not depend on the state.
         key_part_XCK: What multiplies the state before a chunk in its residuals.
         written_XCK: Keys with the weights that their residuals have in the state after the chunk.
         whole_X11: Decay over a chunk.
         state_YKV: First state, Y = B · H.
 
     Returns:
-        The states before each chunk and after the last one, `[(M + 1) Y, K, V]`.
+        The residuals `[X, C, V]`; the states before each chunk and after the last one,
+        `[(M + 1) Y, K, V]`.
     """
     rows = state_YKV.shape[0]
-    chunks = residual_XCV.shape[0] // rows
-    states_ZKV = state_YKV.new_empty((chunks + 1) * rows, *state_YKV.shape[1:])
-    states_ZKV[:rows] = state_YKV
-    before = states_ZKV.split(rows)
-    parts = (part.split(rows) for part in (residual_XCV, key_part_XCK, written_XCK, whole_X11))
-    for m, (residual, key, written, whole) in enumerate(zip(*parts, strict=True)):
-        residual.baddbmm_(key, before[m], alpha=-1)
-        torch.mul(whole, before[m], out=before[m + 1])
-        before[m + 1].baddbmm_(written.mT, residual)
-    return states_ZKV
+    parts = (part.split(rows) for part in (local_XCV, key_part_XCK, written_XCK, whole_X11))
+    residuals, states = [], [state_YKV]
+    for local, key, written, whole in zip(*parts, strict=True):
+        residuals.append(torch.baddbmm(local, key, states[-1], alpha=-1))
+        states.append(torch.baddbmm(whole * states[-1], written.mT, residuals[-1]))
+    return torch.cat(residuals), torch.cat(states)
 
 
 def _carry_gradients(
@@ -128,17 +124,20 @@ class _Chunks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         decay = _decays(cumulative_XC, q_XCK.dtype)
         beta_X1C, beta_XC1 = beta_XC.unsqueeze(-2), beta_XC.unsqueeze(-1)
-        similar_XCC = (k_XCK @ k_XCK.mT).mul_(decay.within_XCC)
+        # Nothing in place here, see `decay_products`.
+        similar_XCC = (k_XCK @ k_XCK.mT) * decay.within_XCC
         inverse_XCC = unit_triangular_inverse(similar_XCC * beta_X1C)
         key_part_XCK = inverse_XCC @ (decay.from_start_XC1 * k_XCK)
         written_XCK = (decay.to_end_XC1 * beta_XC1) * k_XCK
-        residual_XCV = inverse_XCC @ v_XCV
-        states_ZKV = _carry_states(
-            residual_XCV, key_part_XCK, written_XCK, decay.whole_X11, state_YKV
+        residual_XCV, states_ZKV = _carry_states(
+            inverse_XCC @ v_XCV, key_part_XCK, written_XCK, decay.whole_X11, state_YKV
         )
-        readout_XCC = (q_XCK @ k_XCK.mT).mul_(decay.within_XCC)
-        o_XCV = (readout_XCC * beta_X1C) @ residual_XCV
-        o_XCV.baddbmm_(decay.from_start_XC1 * q_XCK, states_ZKV[: len(q_XCK)])
+        readout_XCC = (q_XCK @ k_XCK.mT) * decay.within_XCC
+        o_XCV = torch.baddbmm(
+            (readout_XCC * beta_X1C) @ residual_XCV,
+            decay.from_start_XC1 * q_XCK,
+            states_ZKV[: len(q_XCK)],
+        )
         ctx.save_for_backward(
             q_XCK,
             k_XCK,

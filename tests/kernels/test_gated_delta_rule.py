@@ -294,8 +294,8 @@ def test_shapes_that_do_not_fit(name: str, shape: tuple[int, ...]) -> None:
 
 
 def test_no_uninitialised_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state passes fill buffers of their own; here these start as NaN."""
-    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+    """The backward pass fills a buffer of its own; here it starts as NaN."""
+    empty_like = torch.empty_like
     poisoned = []
 
     def poison(make: Any) -> Any:
@@ -305,9 +305,8 @@ def test_no_uninitialised_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return made
 
-    monkeypatch.setattr(Tensor, "new_empty", poison(new_empty))
     monkeypatch.setattr(torch, "empty_like", poison(empty_like))
     case = GatedDeltaRuleCase(2, 130, 2, 16, 24, chunk_size=64, initial_state=True)
     result = compare(find_operation("gated_delta_rule"), "torch", case, torch.float64, CPU)
     assert result.passed, result.errors
-    assert {new_empty, empty_like} <= set(poisoned)
+    assert empty_like in poisoned
