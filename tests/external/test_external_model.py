@@ -134,6 +134,26 @@ def test_flops_are_counted_or_said_to_be_approximate(build, monkeypatch) -> None
     assert model.forward_flops(8) == 2 * model.count_parameters() * 8
 
 
+def test_no_kernel_is_launched_on_tensors_without_memory(build, monkeypatch) -> None:
+    """Triton launches on address 0, which breaks CUDA for the rest of the process."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    launched = []
+    monkeypatch.setattr(jit.JITFunction, "run", lambda *_, **__: launched.append(True))
+    model = build("llama")
+    network = type(model._outline)
+    whole = network.forward
+
+    def forward(self, *args, **kwargs):
+        jit.JITFunction.run(None, grid=(1,), warmup=False)
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(network, "forward", forward)
+    assert model.flops_source == "6N approximation" and model.planned_bytes(8) == 0
+    assert not launched
+    jit.JITFunction.run(None, grid=(1,), warmup=False)
+    assert launched, "launches are as before"
+
+
 def test_models_that_cannot_be_judged_say_so(build, monkeypatch) -> None:
     with pytest.raises(
         UnusableModelError, match=r"'other' .transformers:bert. is not causal: token"

@@ -131,38 +131,57 @@ def test_every_kind_of_recall_document_appears(tmp_path) -> None:
     tokenizer = ByteTokenizer()
     text = np.frombuffer(b"Much prose. " * 200, dtype=np.uint8)
     shard = make_shard(tmp_path / "prose.tokens", [text])
-    made = sampler(shard, context=800, batch_size=32, recall_fraction=1.0)
-    rows = torch.cat([made.batch(step).inputs_BT for step in range(4)]).tolist()
+    made = sampler(shard, context=2048, batch_size=32, recall_fraction=1.0)
+    rows = torch.cat([made.batch(step).inputs_BT for step in range(8)]).tolist()
     texts = [tokenizer.decode(row) for row in rows]
     pairs = [text for text in texts if text.startswith("\nPairs\n")]
     needles = [text for text in texts if text.startswith("A special magic number is hidden")]
-    assert len(pairs) + len(needles) == 128 and 45 <= len(needles) <= 83
+    question = "What is the special magic number for "
+    often = [text for text in needles if text.count(question) > 4]
+    samples = [text for text in needles if text.count(question) <= 4]
+    assert len(pairs) + len(needles) == 256 and 100 <= len(needles) <= 156
+    assert len(often) >= 50 and len(samples) >= 20
     sentence = "One of the special magic numbers for "
     kinds = [
         "noise"
         if "The grass is green." in text
         else {4: "keys", 1: "prose"}.get(text.count(sentence), "needles")
-        for text in needles
+        for text in samples
     ]
-    # Needles alone end before the row does, and pairs fill it.
-    assert any("\nPairs\n" in text for text in needles)
-    assert {kind: kinds.count(kind) >= 8 for kind in kinds} == dict.fromkeys(
-        ("noise", "needles", "keys", "prose"), True
-    )
+    assert set(kinds) == {"noise", "needles", "keys", "prose"}
+    # A sample ends before the row does, and pairs fill it.
+    assert any("\nPairs\n" in text for text in samples)
     assert len(set(texts)) == len(texts)
 
 
-def test_the_answer_ends_a_needle_row(tmp_path) -> None:
+def test_answers_to_questions_for_needles_stand_in_the_context(tmp_path) -> None:
     text = np.frombuffer(b"Much prose. " * 200, dtype=np.uint8)
     shard = make_shard(tmp_path / "prose.tokens", [text])
-    batch = sampler(shard, context=600, batch_size=32, recall_fraction=1.0).batch(0)
-    ends = [
-        ByteTokenizer().decode(row)
-        for row in batch.targets_BT.tolist()
-        if b" special magic number is hidden" in bytes(row) and b"Pairs" not in bytes(row)
-    ]
-    assert len(ends) > 5
-    assert all(re.search(r"mentioned in the provided text is \d{7}$", end) for end in ends)
+    made = sampler(shard, context=1500, batch_size=32, recall_fraction=1.0)
+    rows = torch.cat([made.batch(step).inputs_BT for step in range(4)]).tolist()
+    answered = 0
+    for row in rows:
+        for document in ByteTokenizer().decode(row).split("A special magic number is hidden")[1:]:
+            hidden = dict(re.findall(r"numbers for (\S+) is: (\d{7})\.", document))
+            asked = re.findall(
+                r"number for (\S+) mentioned in the provided text is (\d{7})", document
+            )
+            assert all(hidden[key] == value for key, value in asked)
+            answered += len(asked)
+    assert answered > 100
+
+
+def test_most_of_a_pairs_row_can_be_answered(shard) -> None:
+    made = sampler(shard, context=384, batch_size=50, recall_fraction=1.0)
+    repeated = 0
+    for row in made.batch(0).inputs_BT.tolist():
+        for document in ByteTokenizer().decode(row).split("\nPairs\n")[1:]:
+            listed, _, asked = document.partition("Asked\n")
+            values = dict(re.findall(r"(\S): (\d\d)\n", listed))
+            questions = re.findall(r"(\S): (\d\d)\n", asked)
+            assert all(values[key] == value for key, value in questions)
+            repeated += len(questions) > len(values)
+    assert repeated >= 50
 
 
 def test_sizes_of_pairs_documents_get_equal_shares_of_tokens(shard) -> None:
