@@ -19,8 +19,8 @@ import numpy as np
 from ham.errors import ConfigError
 from ham.train.tokenizer import Tokenizer
 
-# One-character keys: with two-letter keys a small model had learned nothing after four million tokens
-# of such documents.
+# One-character keys: with two-letter keys a small model had learned nothing after four million
+# tokens of such documents.
 _KEY_CHARACTERS = string.ascii_letters + "!#$%&*+=?@^~"
 MAX_PAIRS = len(_KEY_CHARACTERS) ** 2
 
