@@ -76,11 +76,12 @@ def known_types(library: str) -> set[str]:
 
 def legal_keys(configuration: type) -> set[str]:
     """The keys that a configuration class takes, its own names and the standard ones."""
+    # Both: a class with an `__init__` of its own, as all of flash-linear-attention's, may still
+    # have the fields that a dataclass above it declares.
+    parameters = inspect.signature(configuration.__init__).parameters.values()
+    names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"self"}
     if dataclasses.is_dataclass(configuration):
-        names = {field.name for field in dataclasses.fields(configuration)}
-    else:
-        parameters = inspect.signature(configuration.__init__).parameters.values()
-        names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"self"}
+        names |= {field.name for field in dataclasses.fields(configuration)}
     return (names | set(configuration.attribute_map)) - _NOT_ARCHITECTURE
 
 

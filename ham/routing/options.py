@@ -39,8 +39,7 @@ class RoutingOptions(MixerOptions):
     """Which tokens a HAM layer asks its store to keep; README.md has a table of the scores.
 
     Attributes:
-        score: Routing score. With five seeds `committed` answers more than `cosine` where filler
-            is random and as much elsewhere (`results/published/2026-11-26-h100-mqar`).
+        score: Routing score.
         reduction: How heads agree on one score per token; `per_head`: they do not, each decides
             alone and has a cache of its own.
         target: Share of tokens to route to the cache.
@@ -53,7 +52,7 @@ class RoutingOptions(MixerOptions):
         routing_seed: Seed of the hashes behind random scores, ties and exploration.
     """
 
-    score: RoutingScore = "committed"
+    score: RoutingScore = "cosine"
     reduction: RoutingReduction = "min"
     target: Fraction = Field(default=0.25)
     control: ControlName = "loop"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import pytest
 import torch
 
 from ham.errors import ConfigError, UnusableModelError
 from ham.evaluate.lm_eval_chance import untrained_twin
+from ham.external.library import legal_keys
 from ham.external.memory import ExternalState, cache_bytes
 from ham.model.generation import generate
 
@@ -152,6 +156,22 @@ def test_no_kernel_is_launched_on_tensors_without_memory(build, monkeypatch) -> 
     assert not launched
     jit.JITFunction.run(None, grid=(1,), warmup=False)
     assert launched, "launches are as before"
+
+
+def test_keys_of_a_class_with_an_init_of_its_own_under_a_dataclass() -> None:
+    """As flash-linear-attention's: without them its models had their default sizes."""
+
+    @dataclasses.dataclass
+    class Base:
+        use_cache: bool = True
+
+    class Own(Base):
+        attribute_map: ClassVar = {"width": "hidden_size"}
+
+        def __init__(self, hidden_size: int = 2048, vocab_size: int = 32000, **others):
+            super().__init__(**others)
+
+    assert legal_keys(Own) == {"hidden_size", "vocab_size", "width", "use_cache"}
 
 
 def test_models_that_cannot_be_judged_say_so(build, monkeypatch) -> None:
