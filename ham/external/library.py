@@ -79,7 +79,8 @@ def legal_keys(configuration: type) -> set[str]:
     # Both: a class with an `__init__` of its own, as all of flash-linear-attention's, may still
     # have the fields that a dataclass above it declares.
     parameters = inspect.signature(configuration.__init__).parameters.values()
-    names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"self"}
+    nameless = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    names = {one.name for one in parameters if one.kind not in nameless} - {"self"}
     if dataclasses.is_dataclass(configuration):
         names |= {field.name for field in dataclasses.fields(configuration)}
     return (names | set(configuration.attribute_map)) - _NOT_ARCHITECTURE

@@ -101,9 +101,8 @@ def test_flash_linear_attention(data: Path, tmp_path: Path, write_config, model_
     config = experiment(external_arm(model_type, library="fla"), model=model)
     rows = run_stages(write_config(config), data, tmp_path)
     errors = [row.error for stage in rows.values() for row in stage if row.error]
-    if errors and all(
-        "cannot be trained on cuda" in error and "Triton" in error for error in errors
-    ):
+    # The library refuses its own backward on some versions of Triton.
+    if errors and all("Please upgrade Triton" in error for error in errors):
         pytest.skip(errors[0])
     assert not errors
     held = [row.value for row in rows["measure"] if row.metric == "recurrent_bytes"]

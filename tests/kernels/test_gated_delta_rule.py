@@ -19,6 +19,7 @@ from ham.kernels.chunks import (
 )
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from ham.kernels.gated_delta_rule.cases import GatedDeltaRuleCase
+from ham.kernels.gated_delta_rule.chunked import _Chunks
 from ham.kernels.registry import find_operation
 from ham.kernels.verify import compare
 
@@ -310,3 +311,13 @@ def test_no_uninitialised_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
     result = compare(find_operation("gated_delta_rule"), "torch", case, torch.float64, CPU)
     assert result.passed, result.errors
     assert empty_like in poisoned
+
+
+def test_forwards_change_nothing_in_place() -> None:
+    """Results changed in place have gradient 0 when torch 2.11 compiles them; 2.13 is right."""
+    cumulative = torch.zeros(2, 4, dtype=torch.float64)
+    assert decay_products(cumulative, torch.float64)._version == 0
+    q = torch.ones(3, 16, 8, dtype=torch.float64, requires_grad=True)
+    beta, state = torch.ones(3, 16, dtype=torch.float64), torch.zeros(1, 8, 8, dtype=torch.float64)
+    o, *_ = _Chunks.apply(q, q, q, torch.zeros(3, 16, dtype=torch.float64), beta, state)
+    assert {saved._version for saved in o.grad_fn.saved_tensors} == {0} and o._version == 0

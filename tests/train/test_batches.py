@@ -137,18 +137,22 @@ def test_every_kind_of_recall_document_appears(tmp_path) -> None:
     pairs = [text for text in texts if text.startswith("\nPairs\n")]
     needles = [text for text in texts if text.startswith("A special magic number is hidden")]
     question = "What is the special magic number for "
-    often = [text for text in needles if text.count(question) > 4]
-    samples = [text for text in needles if text.count(question) <= 4]
+    head = "A special magic number is hidden"
+    # A sample has one question; few of the others are cut before their second.
+    often = [text for text in needles if text.split(head)[1].count(question) > 1]
+    samples = [text for text in needles if text not in often]
     assert len(pairs) + len(needles) == 256 and 100 <= len(needles) <= 156
-    assert len(often) >= 50 and len(samples) >= 20
+    assert 70 <= len(often) <= 110 and 20 <= len(samples) <= 60
     sentence = "One of the special magic numbers for "
     kinds = [
         "noise"
         if "The grass is green." in text
         else {4: "keys", 1: "prose"}.get(text.count(sentence), "needles")
-        for text in samples
+        for text in (sample.split(head)[1] for sample in samples)
     ]
-    assert set(kinds) == {"noise", "needles", "keys", "prose"}
+    assert {kind: kinds.count(kind) >= 4 for kind in kinds} == dict.fromkeys(
+        ("noise", "needles", "keys", "prose"), True
+    )
     # A sample ends before the row does, and pairs fill it.
     assert any("\nPairs\n" in text for text in samples)
     assert len(set(texts)) == len(texts)
