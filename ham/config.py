@@ -166,6 +166,12 @@ class WorkflowConfig(Strict):
         description="More than one: at most so many consecutive jobs share a process (`ham "
         "batch`), and with it the import of torch and what was compiled for their arm.",
     )
+    processes_per_gpu: Positive = Field(
+        default=1,
+        description="Batches at a time on a GPU; needs jobs_per_process. Several pay for small "
+        "models under CUDA's multi-process service (README.md). Speeds in training rows are then "
+        "those of a shared GPU and labelled so; what `measure` times is timed last, alone.",
+    )
     studies: list[str] = Field(
         default_factory=list,
         description="Files of studies (`ham mqar`) that belong to the experiment, by their paths "

@@ -1,4 +1,4 @@
-"""Which device a job runs on, and a lock so that one job at a time uses a GPU.
+"""Which device a job runs on, and a lock so that one job at a time uses a GPU, or as many as agree.
 
 Snakemake never hands out device numbers, and a killed Snakemake leaves its jobs running. A file
 lock per physical GPU, taken by the job itself, keeps timings honest between Snakemake, its
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda")
 # Containers expose only the device files of their own GPUs; the driver's /proc folder lists all.
 _DEVICE_FOLDER = Path("/dev")
-_LEASE_VARIABLE = "HAM_GPU_LEASE"
+_LEASE_VARIABLE, _SHARED_VARIABLE = "HAM_GPU_LEASE", "HAM_GPU_PROCESSES"
 _POLL_SECONDS = 2.0
 
 
@@ -82,8 +82,8 @@ def uses_gpu(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def gpu_lease(device: str) -> Iterator[str | None]:
-    """Hold one GPU exclusively and set `CUDA_VISIBLE_DEVICES` to it.
+def gpu_lease(device: str, processes: int = 1) -> Iterator[str | None]:
+    """Hold one GPU, or a share of it, and set `CUDA_VISIBLE_DEVICES` to it.
 
     Must be entered before CUDA is initialised. Waits, with a message, while all GPUs are taken.
     The lock goes with the process, so a killed job never leaves it behind. Inside a lease, in this
@@ -91,6 +91,8 @@ def gpu_lease(device: str) -> Iterator[str | None]:
 
     Args:
         device: The configured name; nothing happens for `cpu` or where there is no GPU.
+        processes: So many that ask for it may hold the same GPU at a time. A lease of a whole GPU
+            excludes them, and waits until all of them have ended.
 
     Yields:
         The leased GPU's index or UUID, or None.
@@ -100,12 +102,19 @@ def gpu_lease(device: str) -> Iterator[str | None]:
     if not gpus or held:
         yield held
         return
-    gpu, handle = _wait_for_gpu(gpus)
+    gpu, handles = _wait_for_gpu(gpus, processes)
+    values = {"CUDA_VISIBLE_DEVICES": gpu, _LEASE_VARIABLE: gpu, _SHARED_VARIABLE: str(processes)}
     try:
-        with _environment({"CUDA_VISIBLE_DEVICES": gpu, _LEASE_VARIABLE: gpu}):
+        with _environment(values):
             yield gpu
     finally:
-        handle.close()
+        for handle in handles:
+            handle.close()
+
+
+def processes_on_gpu() -> int:
+    """How many processes may use the leased GPU; more than one makes its timings worthless."""
+    return int(os.environ.get(_SHARED_VARIABLE) or 1)
 
 
 @contextlib.contextmanager
@@ -122,18 +131,31 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _wait_for_gpu(gpus: list[str]) -> tuple[str, IO]:
+def _wait_for_gpu(gpus: list[str], processes: int) -> tuple[str, list[IO]]:
     announced = False
     while True:
         for gpu in gpus:
-            handle = try_lock(_lock_name(gpu))
-            if handle is not None:
-                return gpu, handle
+            handles = _try_gpu(gpu, processes)
+            if handles is not None:
+                return gpu, handles
         if not announced:
             held = ", ".join(f"{gpu}: process {holder(_lock_name(gpu))}" for gpu in gpus)
             print(f"ham: waiting for a GPU ({held})", file=sys.stderr, flush=True)
             announced = True
         time.sleep(_POLL_SECONDS)
+
+
+def _try_gpu(gpu: str, processes: int) -> list[IO] | None:
+    """The locks of a GPU or of one of its shares; None while it is taken."""
+    whole = try_lock(_lock_name(gpu), shared=processes > 1)
+    if whole is None or processes == 1:
+        return None if whole is None else [whole]
+    for number in range(processes):
+        share = try_lock(f"{_lock_name(gpu)}-share{number}")
+        if share is not None:
+            return [whole, share]
+    whole.close()
+    return None
 
 
 def _lock_name(gpu: str) -> str:

@@ -30,10 +30,13 @@ def lock_folder() -> Path:
     return Path(os.environ.get("HAM_LOCK_FOLDER") or Path(tempfile.gettempdir()) / "ham-locks")
 
 
-def try_lock(name: str) -> IO | None:
+def try_lock(name: str, shared: bool = False) -> IO | None:
     """The open, locked file called `name`, or None while another process holds it.
 
     The file holds the number of the process. Closing it, or the end of the process, frees it.
+
+    Args:
+        shared: Others may hold it at the same time if they share it too.
     """
     folder = lock_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +44,7 @@ def try_lock(name: str) -> IO | None:
         folder.chmod(0o777)
     handle = os.fdopen(os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o666), "r+")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
         return None

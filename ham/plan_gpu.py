@@ -21,7 +21,7 @@ from ham.batch.studies import study_parts
 from ham.batch.tasks import Task, Tasks
 from ham.config import ArmConfig, Config
 from ham.files import read_jsonl, stable_hash
-from ham.plan_schedule import Process, study_processes, wall_minutes
+from ham.plan_schedule import SHARED_GAIN, Process, study_processes, wall_minutes
 from ham.report.manifest import manifest_path, read_manifest
 from ham.workflow import CONFIG_COPY, run_folder
 
@@ -111,28 +111,35 @@ class GpuTimes:
 
     @property
     def batch_minutes(self) -> list[float]:
-        """By process."""
+        """Of a GPU, by process."""
         found: dict[int, float] = defaultdict(float)
         for cost in self.costs:
-            found[cost.batch] += cost.seconds / 60
-        return list(found.values())
+            gain = 1 if self.tasks.is_alone(cost.batch) else SHARED_GAIN
+            found[cost.batch] += cost.seconds / 60 / gain
+        return [found[number] for number in sorted(found)]
+
+    @property
+    def shares(self) -> int:
+        """Into which a GPU is divided."""
+        return self.config.workflow.processes_per_gpu
 
     @cached_property
     def processes(self) -> list[Process]:
         """Every process of the pipeline that takes a GPU, in the order of their priorities."""
-        batches = [
-            Process(
-                f"{batch[0].name} to {batch[-1].name}",
-                minutes,
-                tuple(self.tasks.earlier_batches(number)),
-                len(batch),
+        batches = []
+        for number, batch in enumerate(self.tasks.batches):
+            taken = self.shares if self.tasks.is_alone(number) else 1
+            batches.append(
+                Process(
+                    f"{batch[0].name} to {batch[-1].name}",
+                    self.batch_minutes[number] * self.shares / taken,
+                    tuple(self.tasks.earlier_batches(number)),
+                    len(batch),
+                    taken,
+                )
             )
-            for number, (batch, minutes) in enumerate(
-                zip(self.tasks.batches, self.batch_minutes, strict=True)
-            )
-        ]
         parts = study_parts(self.config) if self.config.workflow.studies else []
-        return batches + (study_processes(parts) if parts else [])
+        return batches + (study_processes(parts, self.shares) if parts else [])
 
     def tokens_per_second(self, name: str) -> tuple[float, bool]:
         """Training speed of an arm, and whether it was measured."""
@@ -191,7 +198,10 @@ def measured_speeds(results: Path) -> dict[str, float]:
             speeds = [
                 row["value"]
                 for row in read_jsonl(path)
-                if row["metric"] == SPEED_METRIC and DEVICE in row["device"] and row["value"]
+                if row["metric"] == SPEED_METRIC
+                and DEVICE in row["device"]
+                and row["value"]
+                and "gpu_processes" not in row["labels"]
             ]
             if speeds and manifest_path(path).is_file():
                 config = read_manifest(manifest_path(path)).get("config", {})
@@ -225,7 +235,7 @@ def format_batches(times: GpuTimes, gpus: int) -> list[str]:
         lines.append(f"{'in all':<14}{sum(one.minutes for one in times.processes):>9.1f}")
     lines.append("")
     for count in sorted({1, gpus}):
-        minutes = wall_minutes(times.processes, count)
+        minutes = wall_minutes(times.processes, count, times.shares)
         lines.append(f"wall time with {count} GPU{'s'[: count > 1]}: {minutes:,.1f} minutes")
     lines.append("")
     for arm in times.config.arms:

@@ -264,23 +264,26 @@ def require_device(config: Config) -> None:
 
 
 def gpus_per_job(config: Config) -> int:
-    """1 when jobs of this configuration will use a GPU, else 0."""
-    return int(uses_gpu(config.device))
+    """Shares of a GPU that a job takes that has one to itself; 0 where none is used."""
+    return config.workflow.processes_per_gpu * int(uses_gpu(config.device))
 
 
-def limit_gpus(workflow: Any) -> int:
+def limit_gpus(workflow: Any, processes: int = 1) -> int:
     """Let as many GPU jobs run at once as there are GPUs, unless the user set a limit.
 
     Without a limit Snakemake ignores a resource. It has no documented call for this; service
     rules use the same one.
 
+    Args:
+        processes: Jobs that may share a GPU; one that may not takes as many shares.
+
     Returns:
-        How many GPU jobs run at once.
+        How many shares of a GPU are in use at once.
     """
     from snakemake.resources import Resource
 
     if "gpu" not in list(workflow.global_resources):
-        workflow.register_resource("gpu", Resource("gpu", max(1, len(visible_gpus()))))
+        workflow.register_resource("gpu", Resource("gpu", processes * max(1, len(visible_gpus()))))
     return int(workflow.global_resources["gpu"].value)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ham import device
-from ham.device import gpu_lease, resolve_device, uses_gpu, visible_gpus
+from ham.device import gpu_lease, processes_on_gpu, resolve_device, uses_gpu, visible_gpus
 from ham.errors import ConfigError, DeviceError
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="tests the absence of a GPU")
@@ -77,6 +77,7 @@ def in_another_process(code: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key not in HELD}
     return subprocess.Popen(
         [sys.executable, "-c", head + code],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,7 +85,7 @@ def in_another_process(code: str) -> subprocess.Popen[str]:
     )
 
 
-HELD = ("HAM_GPU_LEASE", "CUDA_VISIBLE_DEVICES")
+HELD = ("HAM_GPU_LEASE", "HAM_GPU_PROCESSES", "CUDA_VISIBLE_DEVICES")
 LEASE = "with device.gpu_lease('cuda') as gpu: print(gpu, os.environ['CUDA_VISIBLE_DEVICES'])"
 
 
@@ -99,6 +100,22 @@ def test_each_process_gets_a_gpu_of_its_own(two_gpus: None):
 def test_a_lease_inside_a_lease_is_the_same(two_gpus: None):
     with gpu_lease("cuda") as outer, gpu_lease("cuda") as inner:
         assert inner == outer
+
+
+def test_processes_share_a_gpu_up_to_their_number(two_gpus: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert processes_on_gpu() == 1
+    share = "with device.gpu_lease('cuda', 2): print('held', flush=True); sys.stdin.read(1)"
+    alone = "with device.gpu_lease('cuda'): print('held', flush=True)"
+    with gpu_lease("cuda", 2) as gpu:
+        assert gpu == "0" and processes_on_gpu() == 2
+        second = in_another_process(f"os.environ['CUDA_VISIBLE_DEVICES'] = '0'\n{share}")
+        assert second.stdout.readline() == "held\n"
+        # Neither a third share nor the whole GPU is to be had.
+        assert device._try_gpu("0", 2) is None and device._try_gpu("0", 1) is None
+        whole = in_another_process(f"os.environ['CUDA_VISIBLE_DEVICES'] = '0'\n{alone}")
+        second.communicate("x", timeout=30)
+    assert whole.communicate(timeout=30)[0] == "held\n"
 
 
 def test_waits_with_a_message_until_a_gpu_is_free(

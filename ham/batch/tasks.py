@@ -28,7 +28,7 @@ from ham.workflow import (
     tuning_rows_files,
 )
 
-TUNING = "tuning"
+TUNING, TIMED = "tuning", "measure"
 KEEP_GOING = "--keep-going"
 
 
@@ -78,10 +78,24 @@ class Tasks:
 
     @cached_property
     def batches(self) -> list[list[Task]]:
-        """Consecutive jobs by process; an arm stays whole where a process can hold it."""
+        """Consecutive jobs by process; an arm stays whole where a process can hold it.
+
+        Where processes share a GPU, those that time come last and have it to themselves.
+        """
+        shared = self.config.workflow.processes_per_gpu > 1
+        timed = [task for task in self.all if shared and task.stage == TIMED]
+        plain = [task for task in self.all if task not in timed]
+        return [batch for tasks in (plain, timed) if tasks for batch in self._in_batches(tasks)]
+
+    def is_alone(self, number: int) -> bool:
+        """Whether a batch needs a GPU to itself."""
+        alone = self.config.workflow.processes_per_gpu == 1
+        return alone or any(task.stage == TIMED for task in self.batches[number])
+
+    def _in_batches(self, tasks: Sequence[Task]) -> list[list[Task]]:
         size = self.config.workflow.jobs_per_process
         made: list[list[Task]] = [[]]
-        for _, group in groupby(self.all, key=lambda task: task.arm):
+        for _, group in groupby(tasks, key=lambda task: task.arm):
             arm = list(group)
             if made[-1] and len(made[-1]) + len(arm) > size:
                 made.append([])

@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             print("ham", *tasks.command(task))
         return 0
     write_config(config, copy)
-    with gpu_lease(config.device):
+    shared = arguments.number is not None and not tasks.is_alone(arguments.number)
+    with gpu_lease(config.device, config.workflow.processes_per_gpu if shared else 1):
         outcome = run_tasks(tasks, chosen)
     print(
         f"{len(outcome.ran)} jobs done, {len(outcome.kept)} were done before, "

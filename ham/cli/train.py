@@ -126,7 +126,7 @@ def _tune(job: Job, arguments: argparse.Namespace) -> None:
     """Train without a checkpoint; what fails at one rate is a row with its error."""
     from ham.report.rows import RowWriter
     from ham.train.loop import Trainer
-    from ham.train.tuning import EXPERIMENT, LABEL, METRIC, TASK, as_tuning_rows
+    from ham.train.tuning import EXPERIMENT, LABEL, METRIC, TASKS, as_tuning_rows
 
     rate, steps = arguments.learning_rate, job.config.train.steps
     trainer: Trainer | None = None
@@ -141,7 +141,8 @@ def _tune(job: Job, arguments: argparse.Namespace) -> None:
     job.keep_going = True
     writer = job.attempt(train)
     if writer is None:
-        where = {"experiment": EXPERIMENT, "metric": METRIC, "task": TASK, "labels": {LABEL: rate}}
+        where = {"experiment": EXPERIMENT, "metric": METRIC, "task": TASKS[-1]}
+        where["labels"] = {LABEL: rate}
         writer = job.error_writer([{**where, "x_name": "step", "x_value": steps}])
     job.finish(writer, arguments.out / TUNING_ROWS)
     if trainer:

@@ -125,6 +125,14 @@ FIGURES = (
         plots_training.validation_loss,
     ),
     FigureSpec(
+        "recall_loss",
+        "Loss on recall documents",
+        "train",
+        ("loss_nats",),
+        plots_training.recall_loss,
+        part_of="validation_loss",
+    ),
+    FigureSpec(
         "routed_fraction",
         "Routing over training",
         "train",

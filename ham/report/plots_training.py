@@ -53,6 +53,18 @@ def validation_loss(results: Results, look: Look) -> Drawing | None:
     )
 
 
+def recall_loss(results: Results, look: Look) -> Drawing | None:
+    """Loss on held-out recall documents against optimiser steps; a fall is a look-up learned."""
+    return _loss_figure(
+        results,
+        look,
+        task="recall",
+        title="Loss on recall documents",
+        shown="Loss on the answers of held-out recall documents during training: copies, pairs and "
+        "needles. Where a seed falls, its model has begun to look answers up.",
+    )
+
+
 def _loss_figure(
     results: Results, look: Look, *, task: str, title: str, shown: str
 ) -> Drawing | None:

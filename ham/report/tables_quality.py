@@ -253,5 +253,15 @@ def training(results: Results) -> Table:
             cell = results.cell("train", metric, model=model)
             record[metric] = or_failure(cell, record["train_loss"])
         records.append(record)
-    note = "The last logged step of each run."
+    note = "The last logged step of each run." + _shared_note(results)
     return Table("training", "Training", note, columns, records)
+
+
+def _shared_note(results: Results) -> str:
+    """That speeds are of a shared GPU, where they are."""
+    rows = results.find("train", "tokens_per_second")
+    shared = sorted({row.labels["gpu_processes"] for row in rows if "gpu_processes" in row.labels})
+    if not shared:
+        return ""
+    numbers = " or ".join(map(str, shared))
+    return f" Speeds and times are those of {numbers} processes at a time on one GPU."

@@ -8,10 +8,14 @@ from ham.report.tables_base import MODEL, Column, Record, Table, models_of
 from ham.train.tuning import EXPERIMENT, best_rate, edge_of, last_losses
 
 NOTE = (
-    "Last validation loss in nats by learning rate, on one seed that is not reported; every arm "
-    "has the same rates and steps, and the lowest loss decides. At an end of the rates tried the "
-    "best one may lie outside."
+    "Last loss in nats on held-out {rows} by learning rate, on one seed that is not reported; "
+    "every arm has the same rates and steps, and the lowest loss decides. At an end of the rates "
+    "tried the best one may lie outside."
 )
+ROWS = {
+    "validation": "text",
+    "mixture": "text and recall documents, by their shares of the training rows,",
+}
 
 
 def tuning(results: Results) -> Table:
@@ -36,4 +40,6 @@ def tuning(results: Results) -> Table:
         record |= {"chosen": best, "steps": row.x_value, "seed": row.seed}
         record["edge"] = edge_of(best, values) or "no"
         records.append(record)
-    return Table("tuning", "Learning rates", NOTE, columns, records)
+    tasks = {row.task for losses in tried.values() for row in losses.values() if row.task in ROWS}
+    note = NOTE.format(rows=ROWS["mixture" if "mixture" in tasks else "validation"])
+    return Table("tuning", "Learning rates", note, columns, records)

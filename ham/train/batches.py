@@ -6,12 +6,15 @@ reads there, and every architecture reads the same rows in the same order.
 Text rows are windows of `context` + 1 tokens of the shard's stream, in which an end-of-text token
 closes each document. The windows of one epoch tile the stream from a random phase and come in a
 random order, each at most once. With probability `recall_fraction`, a row is made of recall
-documents instead and the window at its place in the order is skipped.
+documents instead and the window at its place in the order is skipped. Of such a row only what
+follows from earlier tokens is a target, as in multi-query associative recall (arXiv 2312.04927):
+random keys and values teach nothing.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,18 +25,21 @@ from ham.errors import ConfigError
 from ham.ruler.generator import RulerGenerator
 from ham.ruler.haystacks import Essays
 from ham.train.needle_documents import needles_document
-from ham.train.recall_documents import pairs_document
+from ham.train.recall_documents import RecallDocument, copies_document, pairs_document
 from ham.train.shards import TokenShard
 from ham.train.tokenizer import Tokenizer
 
 MAX_TRAINING_PAIRS = 64
 MOST_REPEATS = 30
 """Questions for a key beyond the first, on average, in a pairs document for training."""
-SAMPLE_ROWS, NEEDLE_ROWS = 0.15, 0.35
-"""Shares of recall rows that begin with samples of RULER, and that are needles asked for often."""
+COPY_ROWS, SAMPLE_ROWS, NEEDLE_ROWS = 0.15, 0.1, 0.4
+"""Shares of recall rows that are copies, begin with samples of RULER, and are needles documents."""
 NEEDLE_TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multikey_2")
 """RULER tasks that recall documents are taken from, each as often; their essays are training text,
 in which a needle may stand between any two tokens."""
+
+IGNORED = -100
+"""Target that adds nothing to a loss: torch's default `ignore_index`."""
 
 # Streams of random numbers that must not depend on each other.
 _EPOCH_STREAM, _RECALL_STREAM, _CHOICE_STREAM = 1, 2, 3
@@ -45,7 +51,7 @@ class Batch(NamedTuple):
     Attributes:
         inputs_BT: Int64 tokens.
         targets_BT: Int64; the inputs shifted by one, so row b, column t is to be predicted from
-            columns 0..t of `inputs_BT`.
+            columns 0..t of `inputs_BT`. `IGNORED`: not to be predicted, in recall rows.
         is_recall_B: Boolean; which rows are made of recall documents.
     """
 
@@ -107,11 +113,15 @@ class BatchSampler:
         places = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
         chances = _uniform(places, self.seed, _CHOICE_STREAM)
         is_recall = chances < self.recall_fraction
-        rows = np.empty((self.batch_size, self.context + 1), dtype=np.int64)
+        inputs = np.empty((self.batch_size, self.context), dtype=np.int64)
+        targets = np.empty_like(inputs)
         for row, place in enumerate(places.tolist()):
-            rows[row] = self._recall_row(place) if is_recall[row] else self._text_row(place)
-        rows_BS = torch.from_numpy(rows)
-        return Batch(rows_BS[:, :-1], rows_BS[:, 1:], torch.from_numpy(is_recall))
+            tokens, wanted = (
+                self._recall_row(place) if is_recall[row] else (self._text_row(place), True)
+            )
+            inputs[row] = tokens[:-1]
+            targets[row] = np.where(wanted, tokens, IGNORED)[1:]
+        return Batch(*map(torch.from_numpy, (inputs, targets, is_recall)))
 
     def _text_row(self, place: int) -> np.ndarray:
         epoch, index = divmod(place, self.windows)
@@ -126,45 +136,60 @@ class BatchSampler:
         phase = int(rng.integers(min(self.context, last + 1)))
         return phase, rng.permutation(self.windows)
 
-    def _recall_row(self, place: int) -> list[int]:
-        """Pairs documents, needles that are asked for again and again, or samples of RULER.
-
-        All but the last reward a look-up often: where each key was asked for once, models of five
-        million parameters stayed at chance (`results/published/2026-11-26-h100`, 81 M tokens).
-        """
+    def _recall_row(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of recall documents of one kind, and which of them are answers."""
         rng = np.random.default_rng((self.seed, _RECALL_STREAM, place))
-        length = self.context + 1
-        tokens: list[int] = []
-        kind = rng.random() if self._needle_tasks else 1.0
-        if kind < SAMPLE_ROWS:
-            tokens = self._needle_samples(rng, length)
-        elif kind < SAMPLE_ROWS + NEEDLE_ROWS:
-            while len(tokens) < length:
-                size = min(length - len(tokens), length >> int(rng.integers(2)))
-                tokens += needles_document(self._needles.pieces, self._needles.essays, rng, size)
+        tokens = np.empty(self.context + 1, dtype=np.int64)
+        wanted = np.zeros(len(tokens), dtype=bool)
+        start = 0
+        for document in self._recall_documents(rng, len(tokens)):
+            size = min(len(document.tokens), len(tokens) - start)
+            tokens[start : start + size] = document.tokens[:size]
+            for first, end in document.answers:
+                wanted[start + first : start + end] = True
+            start += size
+            if start == len(tokens):
+                break
+        return tokens, wanted
+
+    def _recall_documents(self, rng: np.random.Generator, length: int) -> Iterator[RecallDocument]:
+        """Endless documents of one kind; samples of RULER end with those that fit `length`.
+
+        All but these ask often: where each key was asked for once, models of five million
+        parameters stayed at chance (`results/published/2026-11-26-h100`, 81 M tokens).
+        """
+        kind = rng.random()
+        if kind < COPY_ROWS:
+            while True:
+                yield copies_document(rng, self.tokenizer)
+        if kind < COPY_ROWS + SAMPLE_ROWS and self._needle_tasks:
+            yield from self._needle_samples(rng, length)
+        elif kind < COPY_ROWS + SAMPLE_ROWS + NEEDLE_ROWS and self._needle_tasks:
+            while True:
+                yield needles_document(self._needles.pieces, self._needles.essays, rng)
         # Each octave of sizes gets the same share of first questions: small documents teach the
-        # look-up that large ones then need. A pair takes two lines of six bytes.
-        most = min(MAX_TRAINING_PAIRS, max(2, length // 24))
-        while len(tokens) < length:
+        # look-up that large ones then need. A pair takes two lines of three bytes.
+        most = min(MAX_TRAINING_PAIRS, max(2, length // 12))
+        while True:
             pairs = int(2 / (1 - rng.random() * (1 - 2 / (most + 1))))
             # A quarter, half or all of a row: keys return in the next document with other values,
             # so many short ones in a row contradict each other.
-            lines = (length >> int(rng.integers(3))) // 6
+            lines = (length >> int(rng.integers(3))) // 3
             repeats = min(max(0, lines - 2 * pairs), MOST_REPEATS * pairs)
-            tokens += pairs_document(rng, self.tokenizer, pairs, pairs, repeats).tokens
-        return tokens[:length]
+            yield pairs_document(rng, self.tokenizer, pairs, pairs, repeats)
 
-    def _needle_samples(self, rng: np.random.Generator, length: int) -> list[int]:
+    def _needle_samples(self, rng: np.random.Generator, room: int) -> Iterator[RecallDocument]:
         """Samples of RULER as long as another fits; log-uniform, as near needles teach far ones."""
-        tokens: list[int] = []
+        longest = room
         while True:
             task = self._needle_tasks[int(rng.integers(len(self._needle_tasks)))]
-            room, least = length - len(tokens), self._needles.minimum_length(task)
+            least = self._needles.minimum_length(task)
             if room < least:
-                return tokens
-            size = min(room, int(least * (length / least) ** rng.random()))
-            depth = float(rng.random())
-            tokens += self._needles.sample(task, rng, size, depth).tokens.tolist()
+                return
+            size = min(room, int(least * (longest / least) ** rng.random()))
+            sample = self._needles.sample(task, rng, size, float(rng.random()))
+            yield RecallDocument(sample.tokens.tolist(), sample.answers)
+            room -= len(sample.tokens)
 
 
 def _uniform(places: np.ndarray, seed: int, stream: int) -> np.ndarray:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ham.config import Config
+from ham.device import processes_on_gpu
 from ham.errors import ConfigError
 from ham.job import Job
 from ham.measure.cost import TRAINING_PASSES
@@ -43,6 +43,7 @@ from ham.train.state import load_state, random_state, restore_random_state, save
 from ham.train.step import OptimiserStep, StepResult
 from ham.train.tokenizer import load_tokenizer
 from ham.train.tuning import LABEL
+from ham.train.validation import mean_loss, mixture_loss
 
 HELD_OUT_SEED = 0
 TRAINING_TEXT = "training_text"
@@ -188,30 +189,30 @@ class Trainer:
                 if math.isfinite(threshold):
                     self._log("threshold", threshold, layer=layer)
         if self.step % self.settings.validation_every == 0 or self.step == self.settings.steps:
-            self._log("loss_nats", self._text_loss("validation"), task="validation")
+            self._validate()
         if self.step == self.settings.steps:
-            self._log("loss_nats", self._text_loss("train"), task=TRAINING_TEXT)
+            self._log("loss_nats", self._mean_loss("train", 0.0), task=TRAINING_TEXT)
 
     def _log(self, metric: str, value: float, task: str | None = None, **labels: int) -> None:
         self.log.append(
             {"metric": metric, "value": value, "task": task, "step": self.step, "labels": labels}
         )
 
-    @torch.no_grad()
-    def _text_loss(self, split: str) -> float:
-        """Mean loss in nats per token on windows of a split, the same ones for every arm."""
-        sampler = self._sampler(split, 0.0, HELD_OUT_SEED)
-        self.model.eval()
-        losses = []
-        for index in range(self.settings.validation_batches):
-            batch = sampler.batch(index)
-            inputs_BT = torch.as_tensor(batch.inputs_BT).to(self.job.device)
-            targets_BT = torch.as_tensor(batch.targets_BT).to(self.job.device)
-            with self._autocast():
-                logits_BTV = self.model(inputs_BT).logits_BTV
-            losses.append(F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten()))
-        self.model.train()
-        return float(torch.stack(losses).mean())
+    def _validate(self) -> None:
+        """Log the losses on held-out text and, where recall documents are read, on those."""
+        text = self._mean_loss("validation", recall_fraction=0.0)
+        self._log("loss_nats", text, task="validation")
+        share = self.config.data.recall_fraction
+        if share:
+            recall = self._mean_loss("validation", recall_fraction=1.0)
+            self._log("loss_nats", recall, task="recall")
+            self._log("loss_nats", mixture_loss(text, recall, share), task="mixture")
+
+    def _mean_loss(self, split: str, recall_fraction: float) -> float:
+        """Mean loss in nats per target on rows of a split, the same ones for every arm."""
+        sampler = self._sampler(split, recall_fraction, HELD_OUT_SEED)
+        batches, precision = self.settings.validation_batches, self.settings.precision
+        return mean_loss(self.model, sampler, batches, precision)
 
     def _freeze(self) -> None:
         """Set every routing threshold on a held-out split; the closed loop ends.
@@ -332,8 +333,9 @@ class Trainer:
         labels = flops_labels(self.model)
         writer.add("train", "training_flops", flops, kv_fraction=fraction, labels=labels)
         writer.add("train", LABEL, self.settings.learning_rate)
-        writer.add("train", "tokens_per_second", tokens / self.clock.seconds)
-        writer.add("train", "wall_seconds", self.clock.seconds)
+        shared = shared_gpu_labels()
+        writer.add("train", "tokens_per_second", tokens / self.clock.seconds, labels=shared)
+        writer.add("train", "wall_seconds", self.clock.seconds, labels=shared)
         texts = self.settings.steps * self.settings.batch_size
         texts *= 1 - self.config.data.recall_fraction
         writer.add("train", "corpus_epochs", texts / self.batches.windows)
@@ -348,14 +350,16 @@ class Trainer:
             return
         step_seconds = clock.steady_seconds / clock.steady_steps
         tokens = self.settings.batch_size * self.config.data.context
-        writer.add("train", "steady_tokens_per_second", tokens / step_seconds)
+        shared = shared_gpu_labels()
+        writer.add("train", "steady_tokens_per_second", tokens / step_seconds, labels=shared)
         per_sequence = self.model.forward_flops(
             self.config.data.context, self.model.target_fraction
         )
         flops = TRAINING_PASSES * per_sequence * self.settings.batch_size
         share = model_flops_utilisation(flops, step_seconds, device_name(self.job.device.type))
         if share is not None:
-            writer.add("train", "mfu_fraction", share, labels=flops_labels(self.model))
+            labels = {**flops_labels(self.model), **shared}
+            writer.add("train", "mfu_fraction", share, labels=labels)
 
     def discard_state(self) -> None:
         """Remove the resumable state of a run whose outputs are written."""
@@ -377,6 +381,12 @@ class Trainer:
         return note
 
     _last_note = ""
+
+
+def shared_gpu_labels() -> dict[str, Any]:
+    """What marks a speed that other processes on the same GPU have slowed down."""
+    processes = processes_on_gpu()
+    return {"gpu_processes": processes} if processes > 1 else {}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,8 +1,10 @@
 """An equal learning-rate budget: every arm is trained at the same rates on a seed of its own.
 
-The rate with the lowest validation loss is used for the seeds that are reported; the tuning seed
-never is. Rows of tuning runs have experiment `tuning` and carry the rate as a label; a run whose
-loss is not finite is a row with its error, and its rate cannot be chosen.
+The rate with the lowest loss on held-out rows is used for the seeds that are reported; the tuning
+seed never is. Where recall documents are read, text and recall count by their shares of the rows:
+text alone would choose rates at which some models never learn to recall. Rows of tuning runs have
+experiment `tuning` and carry the rate as a label; a run whose loss is not finite is a row with its
+error, and its rate cannot be chosen.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from ham.report.rows import Row
 
 EXPERIMENT = "tuning"
 METRIC = "loss_nats"
-TASK = "validation"
+TASKS = ("mixture", "validation")
+"""Held-out rows that decide: the first that a run has."""
 LABEL = "learning_rate"
 KEPT = (METRIC, "wall_seconds")
 
@@ -28,7 +31,7 @@ class Choice:
     """The learning rate of one arm and how it was found.
 
     Attributes:
-        losses: Last validation loss in nats by rate; None where the run failed.
+        losses: Last held-out loss in nats by rate; None where the run failed.
         edge: `lowest` or `highest` if the choice is at that end of the rates tried, so that the
             best rate may lie outside; None otherwise.
     """
@@ -40,11 +43,18 @@ class Choice:
 
 
 def last_losses(rows: Iterable[Row], arm: str) -> dict[float, Row]:
-    """The last validation loss of each rate that was tried for an arm, failed ones included."""
+    """The last deciding loss of each rate that was tried for an arm, failed ones included."""
+    of_arm = [
+        row
+        for row in rows
+        if (row.experiment, row.metric, row.model) == (EXPERIMENT, METRIC, arm)
+        and row.task in TASKS
+    ]
+    task = next((task for task in TASKS if any(row.task == task for row in of_arm)), None)
     found: dict[float, Row] = {}
-    for row in rows:
-        wanted = (row.experiment, row.metric, row.task, row.model)
-        if wanted != (EXPERIMENT, METRIC, TASK, arm):
+    for row in of_arm:
+        # A run that failed has one row, of the last task.
+        if row.task != task and row.error is None:
             continue
         rate = float(row.labels[LABEL])
         if rate not in found or (row.x_value or 0) >= (found[rate].x_value or 0):

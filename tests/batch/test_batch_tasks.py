@@ -56,6 +56,17 @@ def test_an_arm_stays_in_one_process_where_it_fits():
     assert [made.earlier_batches(number) for number in range(3)] == [[], [], [0, 1]]
 
 
+def test_what_times_comes_last_and_alone_where_processes_share_a_gpu():
+    made = tasks(workflow={"jobs_per_process": 10, "processes_per_gpu": 3})
+    alone = [number for number in range(len(made.batches)) if made.is_alone(number)]
+    assert alone == [len(made.batches) - 1]
+    assert {task.stage for task in made.batches[-1]} == {"measure"}
+    assert "measure" not in {task.stage for batch in made.batches[:-1] for task in batch}
+    assert {task for batch in made.batches for task in batch} == set(made.all)
+    assert made.earlier_batches(len(made.batches) - 1)
+    assert all(map(tasks().is_alone, range(len(tasks().batches))))
+
+
 def test_an_arm_too_large_for_a_process_is_cut():
     made = tasks(workflow={"jobs_per_process": 4})
     assert max(map(len, made.batches)) == 4

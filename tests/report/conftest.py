@@ -126,6 +126,7 @@ def _train(writer: RowWriter, model: str, noise: np.random.Generator, steps: int
         if step % 50 == 0:
             add["task"] = "validation"
             writer.add("train", "loss_nats", curve + 0.03 + noise.normal(0, 0.01), **add)
+            writer.add("train", "loss_nats", 0.5 * curve, **{**add, "task": "recall"})
         if model in ("ham-cosine", "ham-committed"):
             for layer in range(2):
                 fraction = 0.25 + (0.5 - 0.2 * layer) * math.exp(-step / 60) * math.cos(step / 25)

@@ -250,6 +250,7 @@ def test_missing_rows_give_no_figure(make_rows):
         "kv_growth",
         "training_loss",
         "validation_loss",
+        "recall_loss",
         "routed_fraction",
     }
 

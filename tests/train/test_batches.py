@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ham.errors import ConfigError
-from ham.train.batches import BatchSampler
+from ham.train.batches import IGNORED, BatchSampler
 from ham.train.shards import ShardWriter, TokenShard
 from ham.train.tokenizer import ByteTokenizer, train_bpe
 
@@ -48,7 +48,9 @@ def test_shapes_and_shift(shard) -> None:
     assert batch.inputs_BT.shape == batch.targets_BT.shape == (4, CONTEXT)
     assert batch.inputs_BT.dtype == batch.targets_BT.dtype == torch.int64
     assert batch.is_recall_B.shape == (4,) and batch.is_recall_B.dtype == torch.bool
-    assert torch.equal(batch.inputs_BT[:, 1:], batch.targets_BT[:, :-1])
+    wanted_BT = batch.targets_BT[:, :-1] != IGNORED
+    assert wanted_BT[~batch.is_recall_B].all() and wanted_BT[batch.is_recall_B].any()
+    assert torch.equal(batch.inputs_BT[:, 1:][wanted_BT], batch.targets_BT[:, :-1][wanted_BT])
 
 
 def test_a_batch_follows_from_seed_and_step_alone(shard) -> None:
@@ -127,52 +129,85 @@ def test_recall_rows_do_not_move_text_rows(shard) -> None:
     assert torch.equal(plain.inputs_BT[text], mixed.inputs_BT[text])
 
 
-def test_every_kind_of_recall_document_appears(tmp_path) -> None:
-    tokenizer = ByteTokenizer()
+@pytest.fixture
+def prose(tmp_path) -> TokenShard:
     text = np.frombuffer(b"Much prose. " * 200, dtype=np.uint8)
-    shard = make_shard(tmp_path / "prose.tokens", [text])
-    made = sampler(shard, context=2048, batch_size=32, recall_fraction=1.0)
+    return make_shard(tmp_path / "prose.tokens", [text])
+
+
+HEADS = {
+    "pairs": "\nPairs\n",
+    "copies": "\nCopies\n",
+    "needles": "A special magic number is hidden",
+}
+ANSWERED = r"number for (\S+) mentioned in the provided text is (\d{7})"
+
+
+def test_every_kind_of_recall_document_appears(prose) -> None:
+    made = sampler(prose, context=2048, batch_size=32, recall_fraction=1.0)
     rows = torch.cat([made.batch(step).inputs_BT for step in range(8)]).tolist()
-    texts = [tokenizer.decode(row) for row in rows]
-    pairs = [text for text in texts if text.startswith("\nPairs\n")]
-    needles = [text for text in texts if text.startswith("A special magic number is hidden")]
-    question = "What is the special magic number for "
-    head = "A special magic number is hidden"
-    # A sample has one question; few of the others are cut before their second.
-    often = [text for text in needles if text.split(head)[1].count(question) > 1]
-    samples = [text for text in needles if text not in often]
-    assert len(pairs) + len(needles) == 256 and 100 <= len(needles) <= 156
-    assert 70 <= len(often) <= 110 and 20 <= len(samples) <= 60
+    texts = [ByteTokenizer().decode(row) for row in rows]
+    found = {
+        kind: [text for text in texts if text.startswith(head)] for kind, head in HEADS.items()
+    }
+    assert sum(map(len, found.values())) == len(set(texts)) == 256
+    for kind, share in (("pairs", 0.35), ("copies", 0.15), ("needles", 0.5)):
+        assert abs(len(found[kind]) / 256 - share) < 4 * (share * (1 - share) / 256) ** 0.5
+    documents = [text.split(HEADS["needles"])[1] for text in found["needles"]]
+    samples = [text for text in documents if len(re.findall(ANSWERED, text)) == 1]
+    assert 12 <= len(samples) <= 60
     sentence = "One of the special magic numbers for "
     kinds = [
         "noise"
-        if "The grass is green." in text
-        else {4: "keys", 1: "prose"}.get(text.count(sentence), "needles")
-        for text in (sample.split(head)[1] for sample in samples)
+        if "The grass is green." in sample
+        else {4: "keys", 1: "prose"}.get(sample.count(sentence), "needles")
+        for sample in samples
     ]
-    assert {kind: kinds.count(kind) >= 4 for kind in kinds} == dict.fromkeys(
+    assert {kind: kinds.count(kind) >= 2 for kind in kinds} == dict.fromkeys(
         ("noise", "needles", "keys", "prose"), True
     )
     # A sample ends before the row does, and pairs fill it.
-    assert any("\nPairs\n" in text for text in samples)
-    assert len(set(texts)) == len(texts)
+    assert any("\nPairs\n" in text for text in found["needles"])
 
 
-def test_answers_to_questions_for_needles_stand_in_the_context(tmp_path) -> None:
-    text = np.frombuffer(b"Much prose. " * 200, dtype=np.uint8)
-    shard = make_shard(tmp_path / "prose.tokens", [text])
-    made = sampler(shard, context=1500, batch_size=32, recall_fraction=1.0)
+def test_answers_to_questions_for_needles_stand_in_the_context(prose) -> None:
+    made = sampler(prose, context=1500, batch_size=32, recall_fraction=1.0)
     rows = torch.cat([made.batch(step).inputs_BT for step in range(4)]).tolist()
-    answered = 0
+    answered, first = 0, 0
     for row in rows:
-        for document in ByteTokenizer().decode(row).split("A special magic number is hidden")[1:]:
+        for document in ByteTokenizer().decode(row).split(HEADS["needles"])[1:]:
             hidden = dict(re.findall(r"numbers for (\S+) is: (\d{7})\.", document))
-            asked = re.findall(
-                r"number for (\S+) mentioned in the provided text is (\d{7})", document
-            )
+            asked = re.findall(ANSWERED, document)
             assert all(hidden[key] == value for key, value in asked)
             answered += len(asked)
-    assert answered > 100
+            first += len(dict(asked))
+    # Half of the questions are the first for their needle.
+    assert answered > 100 and first >= answered / 2
+
+
+def test_only_answers_of_recall_rows_are_targets(prose) -> None:
+    made = sampler(prose, context=1500, batch_size=64, recall_fraction=0.7)
+    batch = made.batch(0)
+    tokenizer = ByteTokenizer()
+    kinds = set()
+    for inputs, targets, is_recall in zip(*(part.tolist() for part in batch), strict=True):
+        wanted = [index for index, target in enumerate(targets) if target != IGNORED]
+        if not is_recall:
+            assert len(wanted) == 1500
+            continue
+        assert [targets[index] for index in wanted[:-1]] == [inputs[i + 1] for i in wanted[:-1]]
+        text, asked = tokenizer.decode(inputs), tokenizer.decode([targets[i] for i in wanted])
+        if text.startswith(HEADS["needles"]) and HEADS["pairs"] not in text:
+            kinds.add("needles")
+            # The last answer may be cut, or not be among the inputs.
+            answers = "".join(f" {value}" for _, value in re.findall(ANSWERED, text))
+            assert asked.startswith(answers) and len(asked) - len(answers) <= 8
+        elif text.startswith(HEADS["pairs"]):
+            kinds.add("pairs")
+            asked_lines = "".join(re.findall(r"Asked\n((?:\S\S\n)*)", text))
+            values = "".join(re.findall(r"\S(\S)\n", asked_lines))
+            assert asked.startswith(values) and len(asked) - len(values) <= 1
+    assert kinds == {"needles", "pairs"}
 
 
 def test_most_of_a_pairs_row_can_be_answered(shard) -> None:
@@ -181,8 +216,8 @@ def test_most_of_a_pairs_row_can_be_answered(shard) -> None:
     for row in made.batch(0).inputs_BT.tolist():
         for document in ByteTokenizer().decode(row).split("\nPairs\n")[1:]:
             listed, _, asked = document.partition("Asked\n")
-            values = dict(re.findall(r"(\S): (\d\d)\n", listed))
-            questions = re.findall(r"(\S): (\d\d)\n", asked)
+            values = dict(re.findall(r"(\S)(\S)\n", listed))
+            questions = re.findall(r"(\S)(\S)\n", asked)
             assert all(values[key] == value for key, value in questions)
             repeated += len(questions) > len(values)
     assert repeated >= 50
@@ -192,19 +227,20 @@ def test_sizes_of_pairs_documents_get_equal_shares_of_tokens(shard) -> None:
     tokenizer = ByteTokenizer()
     made = sampler(shard, context=384, batch_size=50, recall_fraction=1.0)
     rows = [row for step in range(10) for row in made.batch(step).inputs_BT.tolist()]
-    listed = re.compile(r"Pairs\n((?:\S: \d\d\n)+)Asked")
-    sizes = [len(found) // 6 for row in rows for found in listed.findall(tokenizer.decode(row))]
-    assert min(sizes) == 2 and max(sizes) == 16
+    listed = re.compile(r"Pairs\n((?:\S\S\n)+)Asked")
+    sizes = [len(found) // 3 for row in rows for found in listed.findall(tokenizer.decode(row))]
+    assert min(sizes) == 2 and max(sizes) == 32
     lines = [
-        sum(size for size in sizes if low <= size < high) for low, high in ((2, 4), (4, 8), (8, 17))
+        sum(size for size in sizes if low <= size < high)
+        for low, high in ((2, 4), (4, 8), (8, 16), (16, 33))
     ]
     assert max(lines) < 1.5 * min(lines)
 
 
-def test_a_context_too_short_for_a_needle_has_pairs_only(shard) -> None:
-    made = sampler(shard, context=16, batch_size=8, recall_fraction=1.0)
+def test_a_context_too_short_for_a_needle_has_no_needles(shard) -> None:
+    made = sampler(shard, context=16, batch_size=32, recall_fraction=1.0)
     texts = [ByteTokenizer().decode(row) for row in made.batch(0).inputs_BT.tolist()]
-    assert all(text.startswith("\nPairs\n") for text in texts)
+    assert {text[:7] for text in texts} == {"\nPairs\n", "\nCopies"}
 
 
 def test_another_tokenizer_is_refused(shard) -> None:

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from ham.errors import ConfigError
-from ham.train.recall_documents import MAX_PAIRS, RecallDocument, pairs_document
+from ham.train.recall_documents import (
+    MAX_PAIRS,
+    RecallDocument,
+    copies_document,
+    pairs_document,
+)
 from ham.train.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")
 def bpe() -> Tokenizer:
-    return train_bpe(
-        ["\nPairs\nkl: 17\nAsked\n", "The whale swam on — and the ship followed."], 290
-    )
+    return train_bpe(["\nPairs\nkl7\nAsked\n", "The whale swam on — and the ship followed."], 290)
 
 
 @pytest.fixture(params=["byte", "bpe"])
@@ -30,10 +33,10 @@ def test_every_query_has_its_value_earlier(tokenizer, pairs, queries) -> None:
     document = pairs_document(np.random.default_rng(pairs), tokenizer, pairs, queries)
     text = tokenizer.decode(document.tokens)
     listed, asked = re.fullmatch(r"\nPairs\n(.*)Asked\n(.*)", text, re.DOTALL).groups()
-    table = dict(re.findall(r"(\S+): (\d\d)\n", listed))
+    table = dict(re.findall(r"(\S+)(\S)\n", listed))
     assert len(table) == pairs
     assert {len(key) for key in table} == {1 if pairs <= 64 else 2}
-    questions = re.findall(r"(\S+): (\d\d)\n", asked)
+    questions = re.findall(r"(\S+)(\S)\n", asked)
     assert len(questions) == len({key for key, _ in questions}) == queries
     assert all(table[key] == value for key, value in questions)
     answers = [tokenizer.decode(document.tokens[start:end]) for start, end in document.answers]
@@ -42,10 +45,31 @@ def test_every_query_has_its_value_earlier(tokenizer, pairs, queries) -> None:
 
 def test_queries_come_in_another_order(tokenizer) -> None:
     document = pairs_document(np.random.default_rng(0), tokenizer, 64, 64)
-    keys = re.findall(r"(\S+): ", tokenizer.decode(document.tokens))
+    keys = re.findall(r"^(\S)\S$", tokenizer.decode(document.tokens), re.MULTILINE)
     assert sorted(keys[:64]) == sorted(keys[64:])
     assert keys[:64] != keys[64:]
     assert keys[:64] != sorted(keys[:64])
+
+
+def test_keys_and_values_share_no_character(tokenizer) -> None:
+    text = tokenizer.decode(pairs_document(np.random.default_rng(0), tokenizer, 64, 64).tokens)
+    keys, values = (set(part) for part in zip(*re.findall(r"^(\S)(\S)$", text, re.M), strict=True))
+    assert len(keys) == 64 and 20 <= len(values) <= 30
+    assert not keys & values
+
+
+def test_what_follows_the_first_copy_is_answered_by_it(tokenizer) -> None:
+    sizes, numbers = set(), set()
+    for seed in range(200):
+        document = copies_document(np.random.default_rng(seed), tokenizer)
+        head, first, *others = tokenizer.decode(document.tokens).strip().split("\n")
+        assert head == "Copies" and set(others) == {first}
+        ((start, end),) = document.answers
+        assert tokenizer.decode(document.tokens[start:end]).split() == others
+        sizes.add(len(first))
+        numbers.add(len(others))
+    assert 8 <= min(sizes) < 16 and 100 < max(sizes) <= 128
+    assert numbers == {1, 2, 3}
 
 
 def test_pairs_refuse_what_does_not_exist(tokenizer) -> None:

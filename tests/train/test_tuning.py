@@ -37,11 +37,13 @@ def config(**changes: object) -> Config:
     return parse_config({**VALUES, **changes})
 
 
-def tuning_row(rate: float, value: float | None, step: int = 10, arm: str = "t") -> Row:
+def tuning_row(
+    rate: float, value: float | None, step: int = 10, arm: str = "t", task: str = "validation"
+) -> Row:
     return Row(
         experiment="tuning",
         metric="loss_nats",
-        task="validation",
+        task=task,
         model=arm,
         mixer="transformer",
         seed=1000,
@@ -63,6 +65,17 @@ def test_the_lowest_last_validation_loss_wins():
     choice = choose([*early, *rows_with(2.0, 1.8, 1.9)], "t", RATES)
     assert (choice.learning_rate, choice.edge) == (0.002, None)
     assert choice.losses == {0.001: 2.0, 0.002: 1.8, 0.004: 1.9}
+
+
+def test_text_and_recall_decide_together_where_both_are_known():
+    mixed = [
+        tuning_row(rate, loss, task="mixture")
+        for rate, loss in zip(RATES, (1.0, 2.0, 2.0), strict=True)
+    ]
+    assert choose([*rows_with(2.0, 1.8, 1.9), *mixed], "t", RATES).learning_rate == 0.001
+    failed = [*rows_with(None, 1.8, 1.9), *mixed[1:]]
+    choice = choose(failed, "t", RATES)
+    assert choice.losses == {0.001: None, 0.002: 2.0, 0.004: 2.0}
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ rule batch:
     retries: 2 if FULL else 0
     conda:
         ENVIRONMENT
-    # Timings are among the jobs: no other job beside them on a GPU, and cores enough.
-    threads: alone
+    # Where timings are among the jobs: no other job beside them on a GPU, and cores enough.
+    threads: batch_threads
     resources:
-        gpu=GPU,
+        gpu=batch_shares,
         mem_mb=MEMORY_MB,
         runtime="24h" if FULL else "60m",
     params:

@@ -54,7 +54,8 @@ MEMORY_MB = 32000 if FULL else 3500
 
 # Jobs run under the interpreter that runs Snakemake.
 shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
-GPUS = limit_gpus(workflow) if GPU else 0
+SHARES = CONFIG.workflow.processes_per_gpu
+GPUS = limit_gpus(workflow, SHARES) // SHARES if GPU else 0
 
 
 def checkpoint_read(wildcards):
@@ -67,6 +68,17 @@ def alone(wildcards):
     if not workflow.local_exec:
         return CONFIG.threads_per_job
     return timing_threads(workflow.cores, GPUS)
+
+
+def batch_shares(wildcards):
+    """Shares of a GPU that a batch takes: all where it times."""
+    return GPU if TASKS.is_alone(int(wildcards.number)) else min(GPU, 1)
+
+
+def batch_threads(wildcards):
+    """Cores of a batch: those of its GPU, divided among those that share it."""
+    shared = GPU and not TASKS.is_alone(int(wildcards.number))
+    return max(1, alone(wildcards) // (SHARES if shared else 1))
 
 
 def batch_files(numbers):
