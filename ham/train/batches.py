@@ -127,7 +127,7 @@ class BatchSampler:
         epoch, index = divmod(place, self.windows)
         phase, order = self._epoch(epoch)
         start = phase + int(order[index]) * self.context
-        return self.shard.tokens[start : start + self.context + 1]
+        return self.shard.tokens[start : start + self.context + 1].astype(np.int64)
 
     def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
         """Phase and order of the windows of one epoch."""
