@@ -28,6 +28,9 @@ Status = Literal["ok", "partial", "failed", "not run"]
 
 
 UNREPORTED = ("tuning", "mqar_tuning")
+STUDY = "mqar"
+SHARED = "gpu_processes"
+SHARED_TIMES = "What evaluation timed is left out: processes shared the GPU."
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,24 @@ class Results:
         """Every seed that is reported; those that only chose a learning rate are not."""
         reported = [row for row in self.rows if row.experiment not in UNREPORTED]
         return sorted({row.seed for row in reported if row.seed is not None})
+
+    def seed_counts(self) -> list[int]:
+        """How many trained seeds models have, each number once, ascending; studies do not count."""
+        seeds: dict[str, set[int]] = defaultdict(set)
+        for row in self.rows:
+            reported = row.experiment not in (*UNREPORTED, STUDY)
+            if row.seed is not None and reported and row.error is None:
+                seeds[row.model].add(row.seed)
+        return sorted({len(found) for found in seeds.values()})
+
+    def shared_gpu(self) -> list[int]:
+        """How many processes shared a GPU while models trained; empty where none did.
+
+        Evaluation ran in the same processes, so what it timed says nothing. `ham measure` runs
+        alone.
+        """
+        rows = self.find("train", "tokens_per_second")
+        return sorted({row.labels[SHARED] for row in rows if SHARED in row.labels})
 
     def devices(self) -> list[str]:
         """Every device that occurs."""

@@ -11,6 +11,7 @@ from ham.report import (
     plots_language,
     plots_needle,
     plots_recall,
+    plots_tradeoff,
     plots_training,
 )
 from ham.report.aggregate import Results
@@ -54,6 +55,14 @@ FIGURES = (
         "language_modelling",
         ("bits_per_byte",),
         plots_language.bits_per_byte,
+    ),
+    FigureSpec(
+        "pareto",
+        "Quality against memory",
+        "memory",
+        ("cache_bytes_allocated",),
+        plots_tradeoff.pareto,
+        part_of="memory",
     ),
     FigureSpec("dial", "The dial", "dial", ("bits_per_byte",), plots_dial.dial),
     FigureSpec(

@@ -386,6 +386,9 @@ def spread_out(positions: Sequence[float], minimum: float) -> list[float]:
 
 def footer_text(results: Results, look: Look, *parts: str) -> str:
     """Small print: smoke run, seeds, and what else the figure wants to say."""
-    seeds = len(results.seeds())
+    counts = results.seed_counts() or [0]
+    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     first = ["smoke run: proves nothing about the architectures"] if look.smoke else []
-    return " · ".join([*first, f"n={seeds} seed{'s' if seeds != 1 else ''}", *filter(None, parts)])
+    return " · ".join(
+        [*first, f"n={seeds} seed{'s' if seeds != '1' else ''}", *filter(None, parts)]
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
-from ham.report.aggregate import Cell, Point, Results, kv_fraction_cell
+from ham.report.aggregate import SHARED_TIMES, Cell, Point, Results, kv_fraction_cell
 from ham.report.formats import bits, byte_size, share, short_bytes, significant
 from ham.report.palette import PAPER
 from ham.report.plots_base import (
@@ -229,13 +229,16 @@ def dial_page(results: Results, look: Look) -> Drawing | None:
         figure,
         "Lines: one trained model a line, its thresholds calibrated for each target share and "
         "frozen. Hollow markers: models trained for the target they stand at, asked the same. "
-        "Dashed: models without a dial, on the text and questions of their own parts.",
+        "Dashed: models without a dial, on the text and questions of their own parts."
+        + (f" {SHARED_TIMES}" if results.shared_gpu() else ""),
         f"Where hollow markers lie below the line in loss, training for a share pays. {said}.",
         f"Panels of the dial against the realised KV fraction. {said}.",
     )
 
 
 def _measured(results: Results, aspect: Aspect) -> bool:
+    if aspect.metric == "decode_ms" and results.shared_gpu():
+        return False
     return any(row.value is not None for row in results.find("dial", aspect.metric))
 
 

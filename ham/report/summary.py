@@ -53,8 +53,10 @@ def _setting(results: Results, look: Look) -> str:
             text += f" to {formats.parameters(max(sizes))} parameters ({apart} apart)"
         else:
             text += " parameters"
-    seeds = len(results.seeds())
-    text += f", {_count(seeds, 'seed')} each" if seeds else ""
+    counts = results.seed_counts()
+    if counts:
+        few = f"{counts[0]} to " if counts[0] != counts[-1] else ""
+        text += f", {few}{_count(counts[-1], 'seed')} each"
     return f"{text}, on {join_words(results.devices())}."
 
 

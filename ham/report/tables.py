@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ham.report import formats, tables_cost, tables_needle, tables_quality, tables_tuning
+from ham.report import (
+    formats,
+    tables_cost,
+    tables_needle,
+    tables_quality,
+    tables_tradeoff,
+    tables_tuning,
+)
 from ham.report.aggregate import (
     NOT_RUN,
     Cell,
@@ -56,8 +63,9 @@ PARTS_OF_TABLES = {"needle_routed": "needle", "token_classes": "language_modelli
 def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str]]:
     """Every table that has rows, and the names and titles of those that were not run.
 
-    Learning rates are tried only where the configuration says so, and earlier runs did not measure
-    the loss on text that they had seen, so neither is ever "not run".
+    Learning rates are tried only where the configuration says so, not every run has models of equal
+    memory, and earlier ones did not measure the loss on text that they had seen: none of these is
+    ever "not run".
     """
     tables, skipped = [comparison(results, look)], {}
     for name, make in DETAIL_TABLES.items():
@@ -66,7 +74,11 @@ def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str
             tables.append(table)
         else:
             skipped[name] = table.title
-    for table in (tables_quality.generalisation(results), tables_tuning.tuning(results)):
+    for table in (
+        tables_tradeoff.equal_bytes(results, look),
+        tables_quality.generalisation(results),
+        tables_tuning.tuning(results),
+    ):
         if table.records:
             tables.append(table)
     return tables, skipped

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from ham.report import formats
-from ham.report.aggregate import NOT_RUN, Results, difference, kv_fraction_cell, or_failure
+from ham.report.aggregate import (
+    NOT_RUN,
+    SHARED_TIMES,
+    Results,
+    difference,
+    kv_fraction_cell,
+    or_failure,
+)
 from ham.report.tables_base import (
     MODEL,
     Column,
@@ -164,7 +171,12 @@ DIAL_DETAILS = (
 
 def dial(results: Results) -> Table:
     """Loss, accuracies, bytes and time for each target of the dial, with what was really routed."""
-    details = [column for column in DIAL_DETAILS if results.find("dial", column.key)]
+    shared = results.shared_gpu()
+    details = [
+        column
+        for column in DIAL_DETAILS
+        if results.find("dial", column.key) and not (shared and column.key == "decode_ms")
+    ]
     columns = [
         MODEL,
         Column("target_fraction", "target fraction", formats.share),
@@ -191,6 +203,8 @@ def dial(results: Results) -> Table:
     note = "One trained model per line group; thresholds recalibrated and frozen, no retraining."
     if details:
         note += " The realised fraction is that of the text; bytes and times have their own."
+    if shared:
+        note += f" {SHARED_TIMES}"
     return Table("dial", "The dial", note, columns, records)
 
 
@@ -259,9 +273,7 @@ def training(results: Results) -> Table:
 
 def _shared_note(results: Results) -> str:
     """That speeds are of a shared GPU, where they are."""
-    rows = results.find("train", "tokens_per_second")
-    shared = sorted({row.labels["gpu_processes"] for row in rows if "gpu_processes" in row.labels})
-    if not shared:
+    numbers = " or ".join(map(str, results.shared_gpu()))
+    if not numbers:
         return ""
-    numbers = " or ".join(map(str, shared))
     return f" Speeds and times are those of {numbers} processes at a time on one GPU."

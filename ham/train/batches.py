@@ -156,7 +156,7 @@ class BatchSampler:
         """Endless documents of one kind; samples of RULER end with those that fit `length`.
 
         All but these ask often: where each key was asked for once, models of five million
-        parameters stayed at chance (`results/published/2026-11-26-h100`, 81 M tokens).
+        parameters stayed at chance (81 M tokens, five arms; CHANGELOG.md).
         """
         kind = rng.random()
         if kind < COPY_ROWS:

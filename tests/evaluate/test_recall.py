@@ -29,6 +29,6 @@ def test_rows_match_what_a_failure_would_report(make_subject, tiny_model) -> Non
 
 
 def test_more_pairs_than_positions_are_refused(make_subject) -> None:
-    model = UniformModel(max_positions=60)
-    with pytest.raises(ConfigError, match=r"pairs holds 6, .* max_positions is 60"):
+    model = UniformModel(max_positions=40)
+    with pytest.raises(ConfigError, match=r"pairs holds 6, .* max_positions is 40"):
         cells(make_subject(model, {"recall": {"pairs": [2, 6], "samples": 1}}))
