@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ham.report import formats
 from ham.report.aggregate import UNREPORTED, Results
 from ham.report.formats import join_words
+from ham.report.plots_cost import cache_cell
 from ham.report.provenance import Manifest, rerun_command, stage_of
 from ham.train.tuning import EXPERIMENT as TUNING
 from ham.train.tuning import best_rate, edge_of, last_losses
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PAPER_SCALE = "800M parameters and 50B tokens"
 DECIDED = ("supported", "refuted")
+FEWEST_SEEDS = 3
+"""Fewer decide nothing."""
 
 
 def first_screen(
@@ -46,6 +49,7 @@ def first_screen(
         ("Asked", _asked(judged or ())),
         ("Done", _done(results, settings)),
         ("Found", _found(judged or ())),
+        ("Numbers", _numbers(results, settings["data"]["context"])),
         ("Missing", _missing(missing)),
         ("Threats to validity", _threats(results, settings)),
         ("Running a cell again", _rerun(results, manifests, settings)),
@@ -129,6 +133,34 @@ def _found(judged: Sequence[JudgedClaim]) -> str:
     return " ".join(parts) if judged else ""
 
 
+def _numbers(results: Results, context: int) -> str:
+    """Loss, recall and memory of every model with three seeds, best loss first."""
+    pairs = max(results.x_values("recall", "accuracy"), default=None)
+    losses = {
+        model: results.cell("language_modelling", "bits_per_byte", model=model, x=context)
+        for model in results.models
+    }
+    known = {
+        model: cell
+        for model, cell in losses.items()
+        if cell.value is not None and len(cell.by_seed) >= FEWEST_SEEDS
+    }
+    if not known:
+        return ""
+    texts = []
+    for model in sorted(known, key=lambda name: known[name].value or 0.0):
+        recall = results.cell("recall", "accuracy", model=model, x=pairs)
+        parts = [formats.cell_text(known[model], formats.bits)]
+        if recall.value is not None:
+            parts.append(formats.share(recall.value))
+        memory = cache_cell(results, model, context)
+        if memory.value is not None:
+            parts.append(formats.byte_size(memory.value))
+        texts.append(f"{model} {', '.join(parts)}")
+    recalled = f", share of {pairs:g} pairs recalled" if pairs else ""
+    return f"Bits per byte{recalled} and decoding memory at {context:,} tokens: {'; '.join(texts)}."
+
+
 def _missing(missing: Sequence[str]) -> str:
     if not missing:
         return ""
@@ -150,7 +182,7 @@ def _threats(results: Results, settings: Mapping[str, Any]) -> str:
             "Corpus: 25 MB of English books, plays and speeches, which are read several times."
         )
     parts += [_epochs(results), _edges(results)]
-    few = [model for model in results.models if _seeds(results, model) < 3]
+    few = [model for model in results.models if _seeds(results, model) < FEWEST_SEEDS]
     if few:
         parts.append(f"Fewer than three seeds, which decide nothing: {join_words(few)}.")
     parts.append("Seeds vary data order and weights, not the corpus or the machine.")

@@ -75,6 +75,26 @@ def test_the_answer_names_refuted_and_open_claims():
     assert "ham train full.yaml --arm a --seed 0" in found["Running a cell again"]
 
 
+def test_numbers_are_those_of_models_with_three_seeds_best_first():
+    def of(model: str, seed: int, bits: float) -> list[Row]:
+        text = {"experiment": "language_modelling", "x_name": "context", "x_value": 100}
+        recall = {"experiment": "recall", "x_name": "pairs", "n": 10}
+        return [
+            row(model, seed, "bits_per_byte", bits, **text),
+            row(model, seed, "accuracy", 0.9, x_value=4, **recall),
+            row(model, seed, "accuracy", 0.5, x_value=8, **recall),
+        ]
+
+    rows = [one for seed in range(3) for one in of("a", seed, 2.0)]
+    rows += [one for seed in range(3) for one in of("b", seed, 1.5)]
+    rows += [one for seed in range(2) for one in of("few", seed, 1.0)]
+    found = dict(first_screen(Results(rows), SETTINGS, [], {}, []))
+    assert found["Numbers"] == (
+        "Bits per byte, share of 8 pairs recalled and decoding memory at 100 tokens: "
+        "b 1.500 ± 0.000 (n=3), 50.0 %; a 2.000 ± 0.000 (n=3), 50.0 %."
+    )
+
+
 def test_a_smoke_run_answers_nothing():
     results = Results(ends("a", 0))
     assert first_screen(results, {**SETTINGS, "scale": "smoke"}, [], {}, []) == []
