@@ -59,10 +59,10 @@ def test_jobs_are_arms_times_seeds():
     jobs = {stage.stage: stage.jobs for stage in plan.stages}
     assert jobs == {
         "prepare": 1,
-        "tune": 32,
-        "train": 45,
-        "evaluate": 45,
-        "measure": 13,
+        "tune": 27,
+        "train": 48,
+        "evaluate": 48,
+        "measure": 14,
         "inspect": 1,
         "report": 1,
     }
@@ -121,8 +121,9 @@ def test_tier_a_fits_into_the_time_of_one_gpu_and_is_balanced_over_several():
     assert 20 < plan.gpu_minutes < 50
     batches = plan.gpu.processes[: len(plan.gpu.batch_minutes)]
     shares = plan.gpu.shares
-    for gpus in (1, 2):
-        assert wall_minutes(batches, gpus, shares) < 1.35 * plan.gpu_minutes / gpus
+    # On two GPUs the last process, which times alone, and the longest arm leave one of them idle.
+    for gpus, slower in ((1, 1.25), (2, 1.6)):
+        assert wall_minutes(batches, gpus, shares) < slower * plan.gpu_minutes / gpus
 
 
 def test_arms_of_main_claims_come_first():

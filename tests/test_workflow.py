@@ -40,7 +40,7 @@ def test_dry_run_of_shipped_configurations(name: str, jobs: dict[str, int], tmp_
 
 def test_jobs_that_share_processes_are_one_rule(tmp_path: Path):
     found = planned_jobs(tmp_path, "--configfile", str(FOLDER / "h100.yaml"))
-    jobs = {"prepare": 1, "batch": 13, "study": 4, "report": 1, "all": 1}
+    jobs = {"prepare": 1, "batch": 19, "study": 4, "report": 1, "all": 1}
     assert found == {**jobs, "total": sum(jobs.values())}
 
 
@@ -57,7 +57,7 @@ def test_the_demo_is_the_default(tmp_path: Path):
 def test_profiles_dry_run(profile: str, tmp_path: Path):
     folder = ROOT / "workflow/profiles" / profile
     config = ["--configfile", str(FOLDER / "h100.yaml")]
-    assert planned_jobs(tmp_path, "--profile", str(folder), *config)["batch"] == 13
+    assert planned_jobs(tmp_path, "--profile", str(folder), *config)["batch"] == 19
 
 
 def test_linters_pass(tmp_path: Path):

@@ -168,13 +168,18 @@ class Results:
         return sorted({row.seed for row in reported if row.seed is not None})
 
     def seed_counts(self) -> list[int]:
-        """How many trained seeds models have, each number once, ascending; studies do not count."""
-        seeds: dict[str, set[int]] = defaultdict(set)
+        """How many seeds models have, each number once, ascending.
+
+        Those of a study count only where nothing else was trained.
+        """
+        seeds: dict[tuple[bool, str], set[int]] = defaultdict(set)
         for row in self.rows:
-            reported = row.experiment not in (*UNREPORTED, STUDY)
-            if row.seed is not None and reported and row.error is None:
-                seeds[row.model].add(row.seed)
-        return sorted({len(found) for found in seeds.values()})
+            if row.seed is not None and row.experiment not in UNREPORTED and row.error is None:
+                seeds[row.experiment == STUDY, row.model].add(row.seed)
+        of_study = all(is_study for is_study, _ in seeds)
+        return sorted(
+            {len(found) for (is_study, _), found in seeds.items() if is_study == of_study}
+        )
 
     def shared_gpu(self) -> list[int]:
         """How many processes shared a GPU while models trained; empty where none did.

@@ -77,7 +77,7 @@ QUALITIES = (
 def pareto(results: Results, look: Look) -> Drawing | None:
     """A panel for each quality, a marker for each model, a line along those that none beats."""
     memory = {model: memory_cell(results, look, model) for model in results.models}
-    memory = {model: cell for model, cell in memory.items() if cell.value}
+    memory = {model: cell for model, cell in memory.items() if cell.value is not None}
     panels = []
     for quality in QUALITIES:
         cells = {model: quality.cell(results, look, model) for model in memory}
@@ -152,9 +152,10 @@ def _panel(
             ends = [estimate.low, estimate.high]
             axes.plot([place, place], ends, color=style.color, alpha=0.35, linewidth=2)
         axes.plot([place], [cell.value], **line_style(style, linestyle="none", size=7.5))
-    axes.set_xscale("log", base=4)
-    axes.xaxis.set_major_locator(LogLocator(base=4))
-    axes.xaxis.set_minor_locator(NullLocator())
+    if all(memory[model].value > 0 for model in cells):
+        axes.set_xscale("log", base=4)
+        axes.xaxis.set_major_locator(LogLocator(base=4))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_bytes(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quality.write(value)))
     axes.set_xlabel("decoding memory")

@@ -247,6 +247,7 @@ def test_missing_rows_give_no_figure(make_rows):
         "needle_kept",
         "recall",
         "memory",
+        "pareto",
         "kv_growth",
         "training_loss",
         "validation_loss",
