@@ -92,7 +92,8 @@ def _asked(judged: Sequence[JudgedClaim]) -> str:
         return ""
     statements = " ".join(f"{one.claim.id}: {one.claim.statement}" for one in judged[:4])
     more = f" And {len(judged) - 4} more." if len(judged) > 4 else ""
-    return f"Do these claims, written before the runs, hold? {statements}{more}"
+    when = "written before the runs unless the ledger says otherwise"
+    return f"Do these claims, {when}, hold? {statements}{more}"
 
 
 def _done(results: Results, settings: Mapping[str, Any]) -> str:
