@@ -60,7 +60,7 @@ def pairs_document(
     Then `num_repeats` more questions, each for any of these keys.
 
     Keys are drawn without replacement, one character each for up to 64 pairs and two beyond; values
-    are one of 30 other characters and may repeat.
+    are one of 30 other characters and may repeat. Two keys, P and A, also begin the heading lines.
 
     Raises:
         ConfigError: If `num_pairs` is not within 1..4096 or `num_queries` not within 1..num_pairs.

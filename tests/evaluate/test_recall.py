@@ -8,13 +8,15 @@ from stand_ins import InductionModel, UniformModel
 from ham.errors import ConfigError
 from ham.evaluate.recall import cells
 
-SETTINGS = {"recall": {"pairs": [2, 6], "samples": 5}}
+# None of these documents has the key P or A, with which the lines "Pairs" and "Asked" begin: there the
+# longest copy may be the heading.
+SETTINGS = {"recall": {"pairs": [4, 6], "samples": 5}}
 
 
 @pytest.mark.parametrize(("model", "accuracy"), [(InductionModel, 1.0), (UniformModel, 0.0)])
 def test_accuracy(make_subject, model, accuracy: float) -> None:
     rows = [cell.run() for cell in cells(make_subject(model(), SETTINGS))]
-    for pairs, (row,) in zip((2, 6), rows, strict=True):
+    for pairs, (row,) in zip((4, 6), rows, strict=True):
         assert row["value"] == accuracy and row["x_value"] == pairs
         assert row["n"] == 5 * pairs and row["interval"] == "wilson95"
         # All right or all wrong: nothing but the five documents speaks for a narrower interval.
