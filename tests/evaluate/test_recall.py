@@ -8,8 +8,8 @@ from stand_ins import InductionModel, UniformModel
 from ham.errors import ConfigError
 from ham.evaluate.recall import cells
 
-# None of these documents has the key P or A, with which the lines "Pairs" and "Asked" begin: there the
-# longest copy may be the heading.
+# None of these documents has the key P or A, with which the lines "Pairs" and "Asked" begin: there
+# the longest copy may be the heading.
 SETTINGS = {"recall": {"pairs": [4, 6], "samples": 5}}
 
 
