@@ -28,7 +28,6 @@ Status = Literal["ok", "partial", "failed", "not run"]
 
 
 UNREPORTED = ("tuning", "mqar_tuning")
-STUDY = "mqar"
 SHARED = "gpu_processes"
 SHARED_TIMES = "What evaluation timed is left out: processes shared the GPU."
 
@@ -162,24 +161,15 @@ class Results:
         """Every failed row."""
         return [row for row in self.rows if row.error is not None]
 
-    def seeds(self) -> list[int]:
-        """Every seed that is reported; those that only chose a learning rate are not."""
-        reported = [row for row in self.rows if row.experiment not in UNREPORTED]
+    def seeds(self, model: str | None = None) -> list[int]:
+        """Every seed that is reported, of a model or of all; not those that chose a rate."""
+        of_model = self.rows if model is None else [row for row in self.rows if row.model == model]
+        reported = [row for row in of_model if row.experiment not in UNREPORTED]
         return sorted({row.seed for row in reported if row.seed is not None})
 
     def seed_counts(self) -> list[int]:
-        """How many seeds models have, each number once, ascending.
-
-        Those of a study count only where nothing else was trained.
-        """
-        seeds: dict[tuple[bool, str], set[int]] = defaultdict(set)
-        for row in self.rows:
-            if row.seed is not None and row.experiment not in UNREPORTED and row.error is None:
-                seeds[row.experiment == STUDY, row.model].add(row.seed)
-        of_study = all(is_study for is_study, _ in seeds)
-        return sorted(
-            {len(found) for (is_study, _), found in seeds.items() if is_study == of_study}
-        )
+        """How many seeds models have, each number once, ascending; those without any left out."""
+        return sorted({len(self.seeds(model)) for model in self.models} - {0})
 
     def shared_gpu(self) -> list[int]:
         """How many processes shared a GPU while models trained; empty where none did.

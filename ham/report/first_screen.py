@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ham.report import formats
-from ham.report.aggregate import UNREPORTED, Results
+from ham.report.aggregate import Results
 from ham.report.formats import join_words
 from ham.report.plots_cost import cache_cell
 from ham.report.provenance import Manifest, rerun_command, stage_of
@@ -99,7 +99,7 @@ def _asked(judged: Sequence[JudgedClaim]) -> str:
 def _done(results: Results, settings: Mapping[str, Any]) -> str:
     train, data = settings["train"], settings["data"]
     tokens = train["steps"] * train["batch_size"] * data["context"]
-    counts = [_seeds(results, model) for model in results.models]
+    counts = [len(results.seeds(model)) for model in results.models]
     spans = sorted({min(counts), max(counts)})
     text = (
         f"{len(results.models)} models, {formats.count(tokens)} training tokens each "
@@ -183,18 +183,11 @@ def _threats(results: Results, settings: Mapping[str, Any]) -> str:
             "Corpus: 25 MB of English books, plays and speeches, which are read several times."
         )
     parts += [_epochs(results), _edges(results)]
-    few = [model for model in results.models if _seeds(results, model) < FEWEST_SEEDS]
+    few = [model for model in results.models if len(results.seeds(model)) < FEWEST_SEEDS]
     if few:
         parts.append(f"Fewer than three seeds, which decide nothing: {join_words(few)}.")
     parts.append("Seeds vary data order and weights, not the corpus or the machine.")
     return " ".join(filter(None, parts))
-
-
-def _seeds(results: Results, model: str) -> int:
-    """Reported seeds of a model."""
-    return len(
-        {r.seed for r in results.rows if r.model == model and r.experiment not in UNREPORTED}
-    )
 
 
 def _epochs(results: Results) -> str:

@@ -28,6 +28,7 @@ from ham.report.aggregate import (
 from ham.report.plots_base import Look
 from ham.report.plots_cost import cache_cell, main_variant, speed_points
 from ham.report.plots_language import main_context, quality_cell, unigram_cell
+from ham.report.plots_tradeoff import memory_context
 from ham.report.tables_base import MODEL, Column, Record, Table, chance_level
 
 REFERENCE_MODEL = "transformer"
@@ -86,7 +87,7 @@ def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str
 
 def comparison(results: Results, look: Look) -> Table:
     """One line a model with the main result of every stage."""
-    context = _longest(results, "memory")
+    context = memory_context(results)
     speed = _longest(results, "throughput")
     tasks = _accuracy_columns(results)
     columns = [

@@ -51,9 +51,10 @@ def test_rows_of_training_are_marked_by_the_lease(monkeypatch: pytest.MonkeyPatc
     assert shared_gpu_labels() == {"gpu_processes": 6}
 
 
-def test_seeds_of_a_study_count_only_where_nothing_else_was_trained(make_rows):
+def test_numbers_of_seeds_are_counted_by_model(make_rows):
     rows = make_rows(seeds=(0, 1), models=["transformer"])
-    row = next(row for row in rows if row.experiment == "train")
-    study = [row.model_copy(update={"experiment": "mqar", "seed": seed}) for seed in range(5)]
-    assert Results([*rows, *study]).seed_counts() == [2]
-    assert Results(study).seed_counts() == [5]
+    rows += make_rows(seeds=(0, 1, 2), models=["mamba2"])
+    tried = next(row for row in rows if row.experiment == "train")
+    rows.append(tried.model_copy(update={"experiment": "tuning", "model": "tried", "seed": 9}))
+    assert Results(rows).seed_counts() == [2, 3]
+    assert Results(rows).seeds("transformer") == [0, 1]
