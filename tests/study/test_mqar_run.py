@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,7 +15,7 @@ from ham.cli import main
 from ham.fingerprint import repository_root
 from ham.report.rows import Row, read_rows, write_rows
 from ham.study import grid
-from ham.study.config import load_mqar_config
+from ham.study.config import MqarConfig, load_mqar_config
 from ham.study.report import chosen_rates
 
 GOOD = {"name": "ham-cosine", "mixer": "ham", "options": {"score": "cosine"}}
@@ -35,6 +36,11 @@ TIMES = ("train_step_ms", "overhead_seconds")
 
 def run(config: Path, rows: Path, *more: str) -> int:
     return main(["mqar", "run", str(config), "--rows", str(rows), "--device", "cpu", *more])
+
+
+def accuracy_row(value: float) -> Row:
+    arm = {"model": "ham-committed", "mixer": "ham", "device": "invented"}
+    return Row(experiment="mqar_tuning", metric="accuracy", value=value, **arm)
 
 
 def rows_of(folder: Path) -> dict[str, list[Row]]:
@@ -117,6 +123,29 @@ def test_arms_of_a_seed_start_alike_whatever_runs_beside_them(config_file: Path,
     assert values[2] == pytest.approx(values[0], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        # Equally good: the smallest. Half a point counts as equal, two points do not.
+        ([0.2, 1.0, 1.0, 1.0], 0.003),
+        ([0.2, 0.993, 0.998, 0.1], 0.003),
+        ([0.2, 0.97, 0.99, 0.1], 0.01),
+        ([0.0, 0.0, 0.0, 0.5], 0.03),
+        # A run that failed is worse than one that answers nothing.
+        ([None, 0.0, None, None], 0.003),
+        ([None, None, None, None], 0.001),
+    ],
+)
+def test_of_equally_good_rates_the_smallest_is_chosen(
+    scores: list[float | None], chosen: float, tiny_study: Callable[..., MqarConfig]
+):
+    study = tiny_study(learning_rates=[0.001, 0.003, 0.01, 0.03])
+    runs = grid.tuning_runs(study)
+    rows = [[accuracy_row(score)] if score is not None else [] for score in scores]
+    tuned = list(zip(runs, rows, strict=True))
+    assert grid.chosen_rates(study, tuned) == {("ham-committed", "blank", 32): chosen}
+
+
 def test_the_learning_rate_is_chosen_on_a_seed_that_is_not_reported(
     config_file: Path, tmp_path: Path
 ):
@@ -139,7 +168,8 @@ def test_the_learning_rate_is_chosen_on_a_seed_that_is_not_reported(
         means[found[name][0].labels["learning_rate"]] = sum(scores) / len(scores)
     assert set(found) == {*tuned, "ham-cosine-blank-scattered-d32-s3"}
     (row, *_) = found["ham-cosine-blank-scattered-d32-s3"]
-    assert row.labels["learning_rate"] == max(means, key=lambda rate: means[rate])
+    near = [rate for rate, value in means.items() if value >= max(means.values()) - 0.01]
+    assert row.labels["learning_rate"] == min(near)
     every = [row for rows in found.values() for row in rows]
     text = chosen_rates(every)
     assert "Chosen among 1e-09 and 0.02, the same for every arm." in text
