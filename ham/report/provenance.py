@@ -21,6 +21,10 @@ STAGES = {
     "agreement": "inspect",
     "kernel_speed": "measure",
 }
+TIMED = "dial"
+"""An experiment of `ham evaluate` whose bytes and times `ham measure` takes."""
+ORDER = ("train", "evaluate", "measure", "inspect")
+"""Sub-commands that make rows, as a list of jobs has them."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,11 @@ class Provenance:
     dirty: bool
 
 
-def stage_of(row: Row) -> str:
-    """The sub-command that makes rows of this experiment."""
+def stage_of(row: Row, known: Mapping[str, Manifest] | None = None) -> str:
+    """The sub-command that made a row; for the dial, which two make, the recorded one."""
+    recorded = (known or {}).get(row.manifest_id, {}).get("command") or []
+    if row.experiment == TIMED and recorded[1:2] == ["measure"]:
+        return "measure"
     return STAGES.get(row.experiment, "evaluate")
 
 
@@ -90,8 +97,8 @@ def job_lines(results: Results, known: Mapping[str, Manifest], config_name: str)
     """One line a model, seed, stage and manifest."""
     groups: dict[tuple, list[Row]] = {}
     for row in results.rows:
-        groups.setdefault((row.model, row.seed, stage_of(row), row.manifest_id), []).append(row)
-    order = {"train": 0, "evaluate": 1, "measure": 2}
+        key = (row.model, row.seed, stage_of(row, known), row.manifest_id)
+        groups.setdefault(key, []).append(row)
     lines = []
     for (model, seed, stage, identity), rows in groups.items():
         manifest = known.get(identity, {})
@@ -110,7 +117,8 @@ def job_lines(results: Results, known: Mapping[str, Manifest], config_name: str)
             )
         )
     return sorted(
-        lines, key=lambda line: (results.models.index(line.model), line.seed, order[line.stage])
+        lines,
+        key=lambda line: (results.models.index(line.model), line.seed, ORDER.index(line.stage)),
     )
 
 
