@@ -10,6 +10,7 @@ from ham.report.aggregate import Cell
 
 NOT_APPLICABLE = "–"
 MAX_REASON = 60
+BIG = 1e6
 
 
 class Formatter(Protocol):
@@ -34,6 +35,11 @@ def share(value: float, like: float | None = None) -> str:
     return _minus(f"{value * 100:.1f} %")
 
 
+def points(value: float, like: float | None = None) -> str:
+    """A difference of shares in percentage points, with its sign and without the unit."""
+    return _minus(f"{value * 100:+.1f}")
+
+
 def significant(value: float, like: float | None = None) -> str:
     """Three significant digits without an exponent."""
     pattern = value if like is None else like
@@ -41,6 +47,15 @@ def significant(value: float, like: float | None = None) -> str:
         return _minus(f"{value:g}")
     digits = max(0, 2 - math.floor(math.log10(abs(pattern))))
     return _minus(f"{value:,.{digits}f}")
+
+
+def scientific(value: float, like: float | None = None) -> str:
+    """Three significant digits; beyond a million as a power of ten."""
+    pattern = abs(value if like is None else like)
+    if not BIG < pattern < math.inf:
+        return significant(value, like)
+    power = math.floor(math.log10(pattern))
+    return _minus(f"{value / 10**power:.2f} × 10^{power}")
 
 
 def count(value: float, like: float | None = None) -> str:

@@ -105,4 +105,4 @@ def _best(results: Results, task: str) -> str:
     if not good:
         return ""
     model = max(good, key=lambda name: good[name])
-    return f"{model} {share(good[model])}"
+    return f"{model} {share(good[model])}" if good[model] > 0 else "none answers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ham.report import formats
 from ham.report.aggregate import Results
+from ham.report.needle_seeds import HALF
 from ham.report.tables_base import MODEL, Column, Record, Table, models_of, optional
 
 TASK = Column("task", "task")
@@ -22,6 +23,7 @@ def needle(results: Results) -> Table:
             for depth in depths
         ),
         Column("mean", "mean over depths", formats.share),
+        Column("seeds_found", "seeds that find more than half"),
         *_if_there(results, "string_match_all", "generated", "found in generated text"),
         Column("kept", "needle tokens kept", formats.share),
         *_left_out_column(results),
@@ -47,6 +49,8 @@ def _needle_record(
         cell = results.cell("needle", "accuracy", depth=depth, **where) if has_depth else None
         record[f"depth_{depth:g}"] = cell
     record["mean"] = results.pooled_cell("needle", "accuracy", **where)
+    found = [value > HALF for _, value in record["mean"].by_seed]
+    record["seeds_found"] = f"{sum(found)} of {len(found)}" if found else None
     record["generated"] = optional(results.pooled_cell("needle", "string_match_all", **where))
     record["kept"] = optional(results.pooled_cell("needle", "kept_fraction", **where))
     record["left_out"] = sum(

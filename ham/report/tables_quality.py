@@ -6,6 +6,7 @@ from ham.report import formats
 from ham.report.aggregate import (
     NOT_RUN,
     SHARED_TIMES,
+    Cell,
     Results,
     difference,
     kv_fraction_cell,
@@ -110,16 +111,18 @@ def lm_eval(results: Results) -> Table:
         MODEL,
         Column("task", "task"),
         Column("metric", "metric"),
-        Column("value", "value", formats.significant),
-        Column("chance", "chance", formats.significant),
+        Column("value", "value", formats.scientific),
+        Column("chance", "chance", formats.scientific),
     ]
     if any(row.metric.startswith("untrained_") for row in rows):
-        columns.append(Column("untrained", "untrained", formats.significant))
+        columns.append(Column("untrained", "untrained", formats.scientific))
     if any(row.labels.get("truncated") for row in rows):
         columns.append(Column("truncated", "requests cut", formats.count))
     records: list[Record] = []
     pairs = {(row.task or "", row.metric) for row in rows if not row.metric.startswith(references)}
     for task, metric in sorted(pairs):
+        if _repeats_accuracy(results, task, metric):
+            continue
         for model in results.models:
             where = {"model": model, "task": task or None}
             cell = results.cell("lm_eval", metric, **where)
@@ -145,19 +148,46 @@ def lm_eval(results: Results) -> Table:
     return Table("lm_eval", "lm-eval tasks", note, columns, records)
 
 
+def _repeats_accuracy(results: Results, task: str, metric: str) -> bool:
+    """Whether normalising by length changed no answer: choices of one length."""
+    if metric != "accuracy_norm":
+        return False
+    plain, normed = (
+        {(row.model, row.seed): row.value for row in results.find("lm_eval", name, task=task)}
+        for name in ("accuracy", metric)
+    )
+    return plain == normed
+
+
 def recall(results: Results) -> Table:
-    """Recall accuracy against the number of pairs."""
+    """Recall accuracy against the number of pairs, with the share kept of these documents."""
     pairs = results.x_values("recall", "accuracy")
-    columns = [MODEL, *(Column(f"pairs_{x:g}", f"{x:g} pairs", formats.share) for x in pairs)]
-    records: list[Record] = [
-        {
-            "model": model,
-            **{f"pairs_{x:g}": results.cell("recall", "accuracy", model=model, x=x) for x in pairs},
-        }
-        for model in models_of(results, "recall", "accuracy")
-    ]
-    note = "Share of queried keys whose value is recalled exactly."
+    columns, records = [MODEL], []
+    for x in pairs:
+        columns.append(Column(f"pairs_{x:g}", f"{x:g} pairs", formats.share))
+        columns.append(Column(f"kept_{x:g}", f"KV fraction, {x:g} pairs", formats.share))
+    for model in models_of(results, "recall", "accuracy"):
+        record: Record = {"model": model}
+        for x in pairs:
+            cell = results.cell("recall", "accuracy", model=model, x=x)
+            record[f"pairs_{x:g}"], record[f"kept_{x:g}"] = cell, kept_of(cell)
+        records.append(record)
+    columns = [column for column in columns if _has_number(records, column.key)]
+    note = (
+        "Share of queried keys whose value is recalled exactly, and of the tokens of these "
+        "documents how many were really kept, which is not the share of text."
+    )
     return Table("recall", "Associative recall", note, columns, records)
+
+
+def kept_of(cell: Cell) -> Cell | None:
+    """The realised KV fraction of a cell's own documents; None for a model without one."""
+    return None if cell.value is None else kv_fraction_cell(cell.rows)
+
+
+def _has_number(records: list[Record], key: str) -> bool:
+    """A column that no model fills is left out."""
+    return any(record[key] is not None for record in records)
 
 
 DIAL_DETAILS = (

@@ -8,6 +8,7 @@ from ham.report.plots_base import Look
 from ham.report.plots_language import quality_cell
 from ham.report.plots_tradeoff import hardest_recall, memory_cell, memory_context, needle_mean
 from ham.report.tables_base import MODEL, Column, Record, Table
+from ham.report.tables_quality import kept_of
 
 TOLERANCE = 0.15
 """How much more than the smallest of a group another may need: pages round HAM's bytes up."""
@@ -20,15 +21,17 @@ def equal_bytes(results: Results, look: Look) -> Table:
         Column("group", "group"),
         MODEL,
         Column("memory", f"decoding memory at {context or 0:,.0f}", formats.byte_size),
-        Column("kv_fraction", "realised KV fraction", formats.share),
+        Column("kv_fraction", "realised KV fraction of text", formats.share),
         Column("bits_per_byte", "bits per byte", formats.bits),
         Column("recall", f"recall, {max(pairs, default=0):g} pairs", formats.share),
+        Column("recall_kept", "realised KV fraction of these pairs", formats.share),
         Column("needle", "needle accuracy", formats.share),
     ]
     records: list[Record] = []
     for number, models in enumerate(byte_groups(results, look), start=1):
         for model in models:
             quality = quality_cell(results, look, model)
+            recall = hardest_recall(results, look, model)
             records.append(
                 {
                     "group": number,
@@ -36,7 +39,8 @@ def equal_bytes(results: Results, look: Look) -> Table:
                     "memory": memory_cell(results, look, model),
                     "kv_fraction": kv_fraction_cell(quality.rows),
                     "bits_per_byte": quality,
-                    "recall": hardest_recall(results, look, model),
+                    "recall": recall,
+                    "recall_kept": kept_of(recall),
                     "needle": needle_mean(results, look, model),
                 }
             )

@@ -77,3 +77,22 @@ def test_long_reasons_are_cut():
 )
 def test_join_words(words, expected):
     assert formats.join_words(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "text"),
+    [
+        (7.4718e15, None, "7.47 × 10^15"),
+        (2e14, 1.7362e16, "0.02 × 10^16"),
+        (2112.0, None, "2,112"),
+        (0.25, None, "0.250"),
+        (0.0, None, "0"),
+        (float("inf"), None, "inf"),
+    ],
+)
+def test_numbers_beyond_a_million_are_powers_of_ten(value, like, text):
+    assert formats.scientific(value, like) == text
+
+
+def test_differences_of_shares_are_points():
+    assert formats.points(0.312) == "+31.2" and formats.points(-0.014) == "−1.4"
