@@ -167,6 +167,17 @@ class Results:
         reported = [row for row in of_model if row.experiment not in UNREPORTED]
         return sorted({row.seed for row in reported if row.seed is not None})
 
+    @property
+    def reported_models(self) -> list[str]:
+        """Models with results; those of which only learning rates were tried have none."""
+        return [model for model in self.models if self.seeds(model)]
+
+    @property
+    def tuned_only(self) -> list[str]:
+        """Models of which only learning rates were tried."""
+        rest = {row.model for row in self.rows if row.experiment in UNREPORTED}
+        return [model for model in self.models if model in rest and not self.seeds(model)]
+
     def seed_counts(self) -> list[int]:
         """How many seeds models have, each number once, ascending; those without any left out."""
         return sorted({len(self.seeds(model)) for model in self.models} - {0})

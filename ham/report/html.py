@@ -232,9 +232,9 @@ def _unbroken(text: str) -> str:
 def _lede(page: Page) -> str:
     names = f"configuration {page.config_name}" if page.config else "no configuration given"
     failed = len(page.results.failures())
+    models = page.results.reported_models or page.results.models
     return (
-        f"{names} · {len(page.results.models)} models · {len(page.results.rows):,} result rows · "
-        f"{failed} failed"
+        f"{names} · {len(models)} models · {len(page.results.rows):,} result rows · {failed} failed"
     )
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from ham.report import formats
 from ham.report.aggregate import Cell, Results, difference, kv_fraction_cell
 from ham.report.formats import join_words
+from ham.report.needle_seeds import seeds_that_find
 from ham.report.plots_base import Look
 from ham.report.plots_cost import cache_cell, speed_points
 from ham.report.plots_dial import dial_points
 from ham.report.plots_language import main_context, quality_cell, unigram_cell
+from ham.report.speed_words import launch_words
 from ham.report.tables_base import chance_level
 
 REFERENCE_MODEL = "transformer"
@@ -26,6 +28,7 @@ def summary_sentences(results: Results, look: Look) -> list[tuple[str, str]]:
         "The dial": (_dial,),
         "Recall": (
             _grid_sentence("needle", "Needle in a haystack"),
+            _seeds_that_find,
             _grid_sentence("recall", "Key-value pairs"),
         ),
         "Tasks": (_lm_eval,),
@@ -41,10 +44,12 @@ def summary_sentences(results: Results, look: Look) -> list[tuple[str, str]]:
 
 
 def _setting(results: Results, look: Look) -> str:
-    if not results.models:
+    # Rows without a seed are of no run, but of something that was measured alone.
+    models_there = results.reported_models or results.models
+    if not models_there:
         return "There are no result rows."
-    sizes = [n for n in (results.parameters(model) for model in results.models) if n]
-    models = _count(len(results.models), "model")
+    sizes = [n for n in map(results.parameters, models_there) if n]
+    models = _count(len(models_there), "model")
     text = models
     if sizes:
         text += f" of {formats.parameters(min(sizes))}"
@@ -57,7 +62,10 @@ def _setting(results: Results, look: Look) -> str:
     if counts:
         few = f"{counts[0]} to " if counts[0] != counts[-1] else ""
         text += f", {few}{_count(counts[-1], 'seed')} each"
-    return f"{text}, on {join_words(results.devices())}."
+    text += f", on {join_words(results.devices())}."
+    if results.tuned_only:
+        text += f" Only learning rates were tried for {join_words(results.tuned_only)}."
+    return text
 
 
 def _quality(results: Results, look: Look) -> str:
@@ -107,7 +115,10 @@ def _unigram(results: Results, look: Look) -> str:
     low, high = min(gains.values()), max(gains.values())
     if len(gains) == 1:
         return f"{next(iter(gains))} beats {known}, by {formats.bits(low)}."
-    return f"All {len(gains)} models beat {known}: by {formats.bits(low)} to {formats.bits(high)}."
+    return (
+        f"All {len(gains)} models that were evaluated beat {known}: by {formats.bits(low)} to "
+        f"{formats.bits(high)}."
+    )
 
 
 def _cache(results: Results, look: Look) -> str:
@@ -167,6 +178,8 @@ def _grid_sentence(experiment: str, title: str) -> Callable[[Results, Look], str
             return ""
         order = sorted(cells, key=lambda model: -(cells[model].value or 0.0))
         best, worst = order[0], order[-1]
+        if not cells[best].value:
+            return f"{title}: none answers."
         if cells[best].value == cells[worst].value and best != worst:
             level = formats.share(cells[best].value or 0.0)
             return f"{title}, mean over the grid: {level} for every model."
@@ -177,6 +190,20 @@ def _grid_sentence(experiment: str, title: str) -> Callable[[Results, Look], str
         return text + "."
 
     return sentence
+
+
+def _seeds_that_find(results: Results, look: Look) -> str:
+    """Seeds by model: where some have learned to look up and others have not, a mean misleads."""
+    counts = {model: seeds_that_find(results, model) for model in results.models}
+    counts = {model: seeds for model, seeds in counts.items() if seeds.whole}
+    if not any(seeds.found for seeds in counts.values()):
+        return ""
+    shortest = min(results.x_values("needle", "accuracy"))
+    parts = [f"{model} {seeds.words}" for model, seeds in counts.items()]
+    return (
+        f"Seeds that find more than half of the needles at {shortest:,.0f} tokens, in the task "
+        f"that each does best: {join_words(parts)}."
+    )
 
 
 def _lm_eval(results: Results, look: Look) -> str:
@@ -215,7 +242,9 @@ def _speed(results: Results, look: Look) -> str:
         best = max(rates, key=lambda model: rates[model])
         fastest.setdefault(best, []).append(f"{word} ({formats.count(rates[best])} tokens/s)")
     parts = [f"{model} in {join_words(tasks)}" for model, tasks in fastest.items()]
-    return f"Fastest at {longest:,.0f} tokens of context: {'; '.join(parts)}." if parts else ""
+    launched = launch_words(results)
+    how = f", {launched}" if launched else ""
+    return f"Fastest at {longest:,.0f} tokens of context{how}: {'; '.join(parts)}." if parts else ""
 
 
 def _failures(results: Results, look: Look) -> str:

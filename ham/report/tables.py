@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ham.report import (
     formats,
@@ -29,6 +30,7 @@ from ham.report.plots_base import Look
 from ham.report.plots_cost import cache_cell, main_variant, speed_points
 from ham.report.plots_language import main_context, quality_cell, unigram_cell
 from ham.report.plots_tradeoff import memory_context
+from ham.report.speed_words import launch_words
 from ham.report.tables_base import MODEL, Column, Record, Table, chance_level
 
 REFERENCE_MODEL = "transformer"
@@ -61,12 +63,19 @@ PARTS_OF_TABLES = {"needle_routed": "needle", "token_classes": "language_modelli
 """Tables that add detail to another, which already says that nothing was run."""
 
 
-def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str]]:
+def all_tables(
+    results: Results, look: Look, notes: Mapping[str, str] | None = None
+) -> tuple[list[Table], dict[str, str]]:
     """Every table that has rows, and the names and titles of those that were not run.
 
     Learning rates are tried only where the configuration says so, not every run has models of equal
     memory, and earlier ones did not measure the loss on text that they had seen: none of these is
     ever "not run".
+
+    Args:
+        results: The rows.
+        look: How models are drawn, and the main context.
+        notes: What captions say besides, by the name of the table.
     """
     tables, skipped = [comparison(results, look)], {}
     for name, make in DETAIL_TABLES.items():
@@ -82,7 +91,11 @@ def all_tables(results: Results, look: Look) -> tuple[list[Table], dict[str, str
     ):
         if table.records:
             tables.append(table)
-    return tables, skipped
+    return [_noted(table, (notes or {}).get(table.name, "")) for table in tables], skipped
+
+
+def _noted(table: Table, note: str) -> Table:
+    return replace(table, note=f"{table.note} {note}") if note else table
 
 
 def comparison(results: Results, look: Look) -> Table:
@@ -164,6 +177,9 @@ def _comparison_note(results: Results, look: Look) -> str:
     if unigram is not None:
         parts.append(f"A unigram model needs {formats.bits(unigram)} bits per byte.")
     parts.append("Needle and recall accuracy are means over their whole grids.")
+    launched = launch_words(results)
+    if launched:
+        parts.append(f"Decoding, prefill and training step: {launched}.")
     return " ".join(parts)
 
 

@@ -8,6 +8,7 @@ from ham.report import formats
 from ham.report.aggregate import Results, or_failure, with_spread_of_time
 from ham.report.plots_cost import main_batch
 from ham.report.rows import Row
+from ham.report.speed_words import launch_words
 from ham.report.tables_base import MODEL, Column, Record, Table, models_of, optional
 
 SPEED_COLUMNS = (
@@ -32,7 +33,9 @@ def throughput(results: Results) -> Table:
         columns.append(Column(f"{task}_tokens_per_second", f"{title} (tokens/s)", formats.count))
     columns.append(Column("device", "device"))
     note = "Medians of the timed repetitions; brackets hold the 20th and 80th percentile."
-    return Table("throughput", "Throughput", note, columns, _speed_records(results))
+    launched = launch_words(results)
+    title = f"Throughput, {launched}" if launched else "Throughput"
+    return Table("throughput", title, note, columns, _speed_records(results))
 
 
 def _speed_records(results: Results) -> list[Record]:

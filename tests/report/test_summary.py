@@ -16,7 +16,10 @@ def test_words_follow_the_numbers(make_rows):
     assert "1 seed each" in said["Models"]
     assert "(context 512): transformer with" in said["Language"]
     assert "With one seed there is no interval on this order." in said["Language"]
-    assert "All 6 models beat a unigram model, which needs 4.520" in said["Language"]
+    assert (
+        "All 6 models that were evaluated beat a unigram model, which needs 4.520"
+        in said["Language"]
+    )
     assert "25.0 % by ham-cosine and 24.0 % by ham-committed" in said["KV cache"]
     assert "transformer is best" in said["Recall"]
     assert said["Failures"].startswith("8 cells failed (mamba2 and sliding-window)")
@@ -62,10 +65,36 @@ def test_a_tie_has_no_winner(make_rows):
         else row
         for row in make_rows()
     ]
-    assert (
-        "Needle in a haystack, mean over the grid: 0.0 % for every model."
-        in (summary(rows)["Recall"])
+    assert "Needle in a haystack: none answers." in summary(rows)["Recall"]
+    some = [
+        row.model_copy(update={"value": 0.25}) if row.value == 0.0 and row.n == 20 else row
+        for row in rows
+    ]
+    said = summary(some)["Recall"]
+    assert "Needle in a haystack, mean over the grid: 25.0 % for every model." in said
+
+
+def test_seeds_that_find_needles_are_counted_by_model(make_rows):
+    said = summary(make_rows(seeds=(0, 1), models=["transformer", "sliding-window"]))["Recall"]
+    assert "half of the needles at 256 tokens, in the task that each does best: " in said
+    assert "transformer 2 of 2" in said and "sliding-window 0 of 2" in said
+
+
+def test_speeds_name_how_they_were_launched(make_rows):
+    said = summary(make_rows())["Speed"]
+    assert said.startswith(
+        "Fastest at 1,024 tokens of context, launched eagerly, one sequence, without CUDA graphs: "
     )
+
+
+def test_models_of_which_only_rates_were_tried_are_not_counted(make_rows):
+    tried = [
+        row.model_copy(update={"experiment": "tuning", "model": "tried", "seed": 1000})
+        for row in make_rows(models=["mamba2"])[:1]
+    ]
+    said = summary([*make_rows(models=["transformer"]), *tried])["Models"]
+    assert said.startswith("1 model of ")
+    assert said.endswith("Only learning rates were tried for tried.")
 
 
 def test_missing_parts_are_left_out(make_rows):

@@ -213,7 +213,11 @@ def test_one_task_has_the_table_that_was_published(make_rows):
     ]
     table = tables_needle.needle(Results(rows))
     keys = [column.key for column in table.columns]
-    assert keys[:3] == ["model", "length", "depth_0"] and keys[-2:] == ["mean", "kept"]
+    assert keys[:3] == ["model", "length", "depth_0"] and keys[-3:] == [
+        "mean",
+        "seeds_found",
+        "kept",
+    ]
     assert not tables_needle.needle_routed(Results(rows)).records
 
 
@@ -257,3 +261,49 @@ def test_the_dial_lists_what_was_measured_along_it(make_rows):
     )
     text = [row for row in rows if row.metric == "bits_per_byte"]
     assert len(tables_quality.dial(Results(text)).columns) == 5
+
+
+def test_the_needle_table_counts_seeds_that_find_more_than_half(three_seeds):
+    where = {"length": 256, "task": "niah_single_2"}
+    assert line(three_seeds["needle"], model="transformer", **where)["seeds_found"] == "3 of 3"
+    assert line(three_seeds["needle"], model="sliding-window", **where)["seeds_found"] == "0 of 3"
+
+
+def test_recall_stands_beside_the_share_kept_of_its_own_documents(make_rows):
+    rows = [
+        row.model_copy(update={"kv_fraction": 0.135})
+        if row.experiment == "recall" and row.model == "ham-cosine" and row.x_value == 16
+        else row
+        for row in make_rows()
+    ]
+    table = tables_quality.recall(Results(rows))
+    assert text(table, "kept_16", model="ham-cosine") == "13.5 % (n=1)"
+    assert text(table, "kept_16", model="mamba2") == "–"
+    assert "kept_2" not in [column.key for column in table.columns]
+
+
+def test_a_normalised_accuracy_that_repeats_the_plain_one_is_left_out(make_rows):
+    rows = make_rows(models=["transformer", "mamba2"])
+    plain = [row for row in rows if row.experiment == "lm_eval" and row.metric == "accuracy"]
+    same = [row.model_copy(update={"metric": "accuracy_norm"}) for row in plain]
+    metrics = {record["metric"] for record in tables_quality.lm_eval(Results(rows + same)).records}
+    assert metrics == {"accuracy", "bits_per_byte"}
+    # One model whose choices differ in length, and the metric says something.
+    same[0] = same[0].model_copy(update={"value": 0.9})
+    records = tables_quality.lm_eval(Results(rows + same)).records
+    shown = {record["task"] for record in records if record["metric"] == "accuracy_norm"}
+    assert shown == {same[0].task}
+
+
+def test_the_speed_table_says_how_models_were_launched(one_seed):
+    launched = "launched eagerly, one sequence, without CUDA graphs"
+    assert one_seed["throughput"].title == f"Throughput, {launched}"
+    assert launched in one_seed["comparison"].note
+
+
+def test_notes_of_the_caller_end_a_caption(make_rows):
+    results = Results(make_rows(models=["transformer"]))
+    tables, _ = all_tables(results, Look.of(results), {"recall": "Documents are shorter."})
+    notes = {table.name: table.note for table in tables}
+    assert notes["recall"].endswith(" Documents are shorter.")
+    assert "Documents are shorter." not in notes["needle"]
