@@ -29,7 +29,9 @@ from ham.report.first_screen import first_screen, missing_jobs
 from ham.report.html import INSPECTION_CAPTION, Page, PageFigure, failure_lines, render_page
 from ham.report.plots_base import Look, save_png, save_svg, style_context
 from ham.report.provenance import Manifest, gather
+from ham.report.recall_words import length_note
 from ham.report.rows import Row
+from ham.report.speed_words import speed_note
 from ham.report.study_section import (
     missing_runs,
     study_figures,
@@ -91,6 +93,7 @@ def build_report(
     source: str = "RESULTS",
     claims_file: str | None = None,
     evidence: Evidence | None = None,
+    pieces: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the whole report.
 
@@ -106,6 +109,7 @@ def build_report(
         claims_file: Where the claims are from; the shipped file when None.
         evidence: Rows beside those of the run: claims are judged by both, and a study of
             associative recall gets its tables and figures.
+        pieces: Packed state of the run, as commands in a checkout name it.
 
     Returns:
         The content of `report.json`.
@@ -120,8 +124,10 @@ def build_report(
         context=settings.get("data", {}).get("context"),
         targets=_targets(settings),
     )
-    tables, missing = all_tables(results, look)
     evidence = evidence or Evidence()
+    every = [*manifests, *evidence.manifests]
+    known = {str(manifest.get("manifest_id")): manifest for manifest in every}
+    tables, missing = all_tables(results, look, _notes(results, settings, evidence))
     study = study_rows(evidence)
     tables += study_tables(study)
     for table in tables:
@@ -130,7 +136,7 @@ def build_report(
         if name not in PARTS_OF_TABLES:
             build.skip("table", name, f"{title} (table)", "not run")
         build.remove(*(f"tables/{name}.{suffix}" for suffix in ("md", "csv", "tex")))
-    absent = missing_jobs(settings, results) + missing_runs(study, evidence.manifests)
+    absent = missing_jobs(settings, results, known) + missing_runs(study, evidence.manifests)
     for job in absent:
         build.skip("job", job, job, "no rows")
     ledger, judged = None, None
@@ -151,15 +157,13 @@ def build_report(
         build.text(f"figures/{figure.name}.svg", figure.svg)
         figures.append(figure)
     name = str(settings.get("name", "CONFIG"))
-    every = [*manifests, *evidence.manifests]
-    known = {str(manifest.get("manifest_id")): manifest for manifest in every}
     page = Page(
         title=str(settings.get("title") or settings.get("name") or "HAM benchmark report"),
         scale=settings.get("scale"),
         results=results,
         styles=look.styles,
         sentences=[
-            *first_screen(results, settings, judged, known, absent),
+            *first_screen(results, settings, judged, known, absent, evidence, pieces),
             *summary_sentences(results, look),
             *study_sentence(study, evidence.manifests),
         ],
@@ -222,6 +226,16 @@ def _plain_config(config: Any, manifests: Sequence[Manifest]) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
     return config.model_dump(mode="json")
+
+
+def _notes(results: Results, settings: Mapping[str, Any], evidence: Evidence) -> dict[str, str]:
+    """What captions of tables say besides, by name: it needs more than the rows of the run."""
+    lengths = length_note(results, settings)
+    return {
+        "throughput": speed_note(results, evidence),
+        "recall": lengths,
+        "equal_bytes": lengths,
+    }
 
 
 def _targets(settings: Mapping[str, Any]) -> dict[str, float]:

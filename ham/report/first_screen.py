@@ -1,4 +1,4 @@
-"""The first screen of a full run's report: asked, done, found, threats, how to run one cell again.
+"""The first screen of a full run's report: the answer, asked, done, found, threats, how to rerun.
 
 Every sentence is made from the configuration, the rows and the judged claims; a smoke run has none,
 because its numbers answer nothing.
@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ham.claims.evidence import Evidence
 from ham.report import formats
 from ham.report.aggregate import Results
+from ham.report.answer import answer, chance_words
 from ham.report.formats import join_words
 from ham.report.plots_cost import cache_cell
 from ham.report.provenance import Manifest, rerun_command, stage_of
+from ham.report.recall_words import windows_that_hold
+from ham.report.rows import Row
+from ham.report.speed_words import launch_words, measured_ratio
+from ham.report.threats import threats
 from ham.train.tuning import EXPERIMENT as TUNING
-from ham.train.tuning import best_rate, edge_of, last_losses
 
 if TYPE_CHECKING:
     from ham.claims.judge import JudgedClaim
 
-PAPER_SCALE = "800M parameters and 50B tokens"
 DECIDED = ("supported", "refuted")
-FEWEST_SEEDS = 3
-"""Fewer decide nothing."""
+SCORED = ("language_modelling", "recall", "needle", "dial", "lm_eval")
+"""Experiments whose numbers a reference that learned nothing would make easy to beat."""
+FLOPS = "training_flops"
 
 
 def first_screen(
@@ -32,6 +37,8 @@ def first_screen(
     judged: Sequence[JudgedClaim] | None,
     manifests: Mapping[str, Manifest],
     missing: Sequence[str],
+    evidence: Evidence | None = None,
+    pieces: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """Topics and texts; empty for anything but a full run with its configuration.
 
@@ -41,25 +48,32 @@ def first_screen(
         judged: The claims with their verdicts, or None.
         manifests: By id.
         missing: Jobs of the configuration without rows.
+        evidence: Rows beside those of the run.
+        pieces: Packed state of the run, as a checkout has it.
     """
     described = settings.get("scale") == "full" and {"train", "data"} <= settings.keys()
     if not described or not results.models:
         return []
     topics = [
+        *answer(results, settings, judged or (), evidence or Evidence()),
         ("Asked", _asked(judged or ())),
         ("Done", _done(results, settings)),
-        ("Found", _found(judged or ())),
+        ("Found", _found(results, settings, judged or ())),
         ("Numbers", _numbers(results, settings["data"]["context"])),
         ("Missing", _missing(missing)),
-        ("Threats to validity", _threats(results, settings)),
-        ("Running a cell again", _rerun(results, manifests, settings)),
+        ("Threats to validity", threats(results, settings, manifests)),
+        ("Running a cell again", _rerun(results, manifests, settings, pieces)),
     ]
     return [(topic, text) for topic, text in topics if text]
 
 
-def missing_jobs(settings: Mapping[str, Any], results: Results) -> list[str]:
+def missing_jobs(
+    settings: Mapping[str, Any],
+    results: Results,
+    manifests: Mapping[str, Manifest] | None = None,
+) -> list[str]:
     """Arms, stages and seeds of a configuration that no row is from, in words."""
-    there = {(row.model, _stage(row), row.seed) for row in results.rows}
+    there = {(row.model, _stage(row, manifests), row.seed) for row in results.rows}
     tried = {
         (row.model, float(row.labels["learning_rate"]))
         for row in results.rows
@@ -83,8 +97,8 @@ def missing_jobs(settings: Mapping[str, Any], results: Results) -> list[str]:
     return lines
 
 
-def _stage(row: Any) -> str:
-    return TUNING if row.experiment == TUNING else stage_of(row)
+def _stage(row: Row, manifests: Mapping[str, Manifest] | None) -> str:
+    return TUNING if row.experiment == TUNING else stage_of(row, manifests)
 
 
 def _asked(judged: Sequence[JudgedClaim]) -> str:
@@ -99,10 +113,10 @@ def _asked(judged: Sequence[JudgedClaim]) -> str:
 def _done(results: Results, settings: Mapping[str, Any]) -> str:
     train, data = settings["train"], settings["data"]
     tokens = train["steps"] * train["batch_size"] * data["context"]
-    counts = [len(results.seeds(model)) for model in results.models]
-    spans = sorted({min(counts), max(counts)})
+    counts = results.seed_counts()
+    spans = sorted({counts[0], counts[-1]}) if counts else [0]
     text = (
-        f"{len(results.models)} models, {formats.count(tokens)} training tokens each "
+        f"{len(results.reported_models)} models, {formats.count(tokens)} training tokens each "
         f"({data['tokenizer']} tokens, context {data['context']:,}), the same data order, "
         f"optimiser and, within 1 %, parameters; {' to '.join(map(str, spans))} seeds"
     )
@@ -114,38 +128,100 @@ def _done(results: Results, settings: Mapping[str, Any]) -> str:
             f"; {len(tuning['learning_rates'])} learning rates tried for every architecture on "
             f"seed {tuning['seed']}, which is not reported"
         )
-    return f"{text}. On {join_words(results.devices())}."
+    text = f"{text}. On {join_words(results.devices())}."
+    if results.tuned_only:
+        text += f" Only learning rates were tried for {join_words(results.tuned_only)}."
+    return text
 
 
-def _found(judged: Sequence[JudgedClaim]) -> str:
+def _found(results: Results, settings: Mapping[str, Any], judged: Sequence[JudgedClaim]) -> str:
+    notes = {one.claim.id: _notes(results, settings, one) for one in judged}
     parts = []
     for verdict in DECIDED:
-        claims = [one.claim for one in judged if one.verdict == verdict]
-        texts = [f"{claim.id} ({claim.statement.rstrip('.')})" for claim in claims]
+        texts = [
+            f"{one.claim.id} ({one.claim.statement.rstrip('.')}){notes[one.claim.id]}"
+            for one in judged
+            if one.verdict == verdict
+        ]
         parts.append(f"{verdict.capitalize()}: {join_words(texts) or 'none'}.")
-    open_ones = [one.claim.id for one in judged if one.verdict == "inconclusive"]
+    open_ones = [
+        f"{one.claim.id}{notes[one.claim.id]}" for one in judged if one.verdict == "inconclusive"
+    ]
     not_run = [one.claim.id for one in judged if one.verdict not in (*DECIDED, "inconclusive")]
     if open_ones:
         parts.append(
-            f"Inconclusive: {join_words(open_ones)}; the ledger has the n that would settle each."
+            f"Inconclusive: {join_words(open_ones)}; the ledger has the n that would settle it, "
+            "where one can be told."
         )
     if not_run:
         parts.append(f"Not tested by this run: {join_words(not_run)}.")
     return " ".join(parts) if judged else ""
 
 
+def _notes(results: Results, settings: Mapping[str, Any], judged: JudgedClaim) -> str:
+    """What a verdict alone would hide, in brackets; empty where there is nothing."""
+    notes = [
+        *_weak_references(results, judged),
+        *_whole_windows(results, settings, judged),
+        *_measured_speed(results, judged),
+    ]
+    return f" [{'; '.join(notes)}]" if notes else ""
+
+
+def _whole_windows(results: Results, settings: Mapping[str, Any], judged: JudgedClaim) -> list[str]:
+    """Windows that hold the documents of a claim about recall, whatever bytes they have later."""
+    pairs = max(results.x_values("recall", "accuracy"), default=None)
+    holding = windows_that_hold(results, settings, pairs)
+    compared = dict.fromkeys(
+        side.model
+        for one in judged.tests
+        if one.test.where.experiment == "recall"
+        for side in one.test.reference
+        if side.model in holding
+    )
+    if not compared:
+        return []
+    return [f"{join_words(list(compared))} with a window that holds these documents whole"]
+
+
+def _weak_references(results: Results, judged: JudgedClaim) -> list[str]:
+    """Arms that a claim compares with and that have not learned to recall."""
+    names = dict.fromkeys(
+        side.model
+        for one in judged.tests
+        if one.test.where.experiment in SCORED
+        for side in one.test.reference
+    )
+    return [words for name in names if (words := chance_words(results, name))]
+
+
+def _measured_speed(results: Results, judged: JudgedClaim) -> list[str]:
+    """Beside a claim about FLOPs, what a training step really takes."""
+    ratios: dict[tuple[str, str], tuple[float, float]] = {}
+    for one in judged.tests:
+        if one.test.where.metric != FLOPS or not one.test.reference:
+            continue
+        for side in one.test.arms:
+            pair = (side.model, one.test.reference[0].model)
+            found = measured_ratio(results, *pair, "train")
+            if found is not None:
+                ratios[pair] = found
+    if not ratios:
+        return []
+    words = [f"{arm} {ratio:.2f} times {other}" for (arm, other), (ratio, _) in ratios.items()]
+    context = max(x for _, x in ratios.values())
+    how = f"{launch_words(results)}, {context:,.0f} tokens"
+    return [f"measured training speed: {join_words(words)} ({how})"]
+
+
 def _numbers(results: Results, context: int) -> str:
-    """Loss, recall and memory of every model with three seeds, best loss first."""
+    """Loss, recall and memory of every model, best loss first."""
     pairs = max(results.x_values("recall", "accuracy"), default=None)
     losses = {
         model: results.cell("language_modelling", "bits_per_byte", model=model, x=context)
         for model in results.models
     }
-    known = {
-        model: cell
-        for model, cell in losses.items()
-        if cell.value is not None and len(cell.by_seed) >= FEWEST_SEEDS
-    }
+    known = {model: cell for model, cell in losses.items() if cell.value is not None}
     if not known:
         return ""
     texts = []
@@ -153,7 +229,7 @@ def _numbers(results: Results, context: int) -> str:
         recall = results.cell("recall", "accuracy", model=model, x=pairs)
         parts = [formats.cell_text(known[model], formats.bits)]
         if recall.value is not None:
-            parts.append(formats.share(recall.value))
+            parts.append(formats.cell_text(recall, formats.share))
         memory = cache_cell(results, model, context)
         if memory.value is not None:
             parts.append(formats.byte_size(memory.value))
@@ -170,64 +246,33 @@ def _missing(missing: Sequence[str]) -> str:
     return f"{len(missing)} jobs have no rows: {shown}{more}; all are listed under “Not run”."
 
 
-def _threats(results: Results, settings: Mapping[str, Any]) -> str:
-    sizes = [size for size in map(results.parameters, results.models) if size]
-    parts = []
-    if sizes:
-        parts.append(
-            f"Scale: {formats.parameters(max(sizes))} parameters; the paper has {PAPER_SCALE}, "
-            "where what is true here may not be."
-        )
-    if settings["data"].get("source") == "public_domain":
-        parts.append(
-            "Corpus: 25 MB of English books, plays and speeches, which are read several times."
-        )
-    parts += [_epochs(results), _edges(results)]
-    few = [model for model in results.models if len(results.seeds(model)) < FEWEST_SEEDS]
-    if few:
-        parts.append(f"Fewer than three seeds, which decide nothing: {join_words(few)}.")
-    parts.append("Seeds vary data order and weights, not the corpus or the machine.")
-    return " ".join(filter(None, parts))
-
-
-def _epochs(results: Results) -> str:
-    passes, gaps = [], []
-    for model in results.models:
-        cell = results.cell("train", "corpus_epochs", model=model)
-        passes += [cell.value] if cell.value is not None else []
-        ends = [
-            results.series("train", "loss_nats", model=model, task=task)
-            for task in ("training_text", "validation")
-        ]
-        values = [points[-1].cell.value for points in ends if points]
-        if len(values) == 2 and None not in values:
-            gaps.append(values[1] - values[0])
-    if not passes:
-        return ""
-    text = f"Repetition: the text was read {formats.significant(max(passes))} times"
-    if gaps:
-        low, high = formats.signed_bits(min(gaps)), formats.signed_bits(max(gaps))
-        text += f"; held-out text costs {low} to {high} nats a token more than text that was read"
-    return f"{text}."
-
-
-def _edges(results: Results) -> str:
-    at_edge = []
-    for model in results.models:
-        losses = {rate: row.value for rate, row in last_losses(results.rows, model).items()}
-        best = best_rate(losses)
-        if best is not None and edge_of(best, losses):
-            at_edge.append(model)
-    if not at_edge:
-        return ""
-    return f"Tuning: the best rate of {join_words(at_edge)} is at an end of those tried."
-
-
-def _rerun(results: Results, manifests: Mapping[str, Manifest], settings: Mapping[str, Any]) -> str:
+def _rerun(
+    results: Results,
+    manifests: Mapping[str, Manifest],
+    settings: Mapping[str, Any],
+    pieces: Sequence[str],
+) -> str:
     row = next((row for row in results.rows if row.experiment == "train"), results.rows[0])
     line = rerun_command(row, manifests, str(settings.get("name", "CONFIG")))
+    first = _state(line, pieces)
     return (
-        "A cell's command is its tooltip, and the list of jobs has them all. For instance, at the "
-        f"commit named below: {line}; then `ham diff` on both folders says whether curves and "
-        "scores agree within their spread (README, “In pieces”)."
+        "A cell's command is its tooltip, and the list of jobs has them all. They name files that "
+        f"a fresh clone lacks; at the commit named below, {first} Then, for instance, with another "
+        f"folder after --out: `{line}`. `ham diff` on both folders says whether curves and scores "
+        "agree within their spread (README, “In pieces”)."
+    )
+
+
+def _state(command: str, pieces: Sequence[str]) -> str:
+    """The commands that lay out what a recorded command reads."""
+    words = command.split()
+    config = next((word for word in words if word.endswith(".yaml")), "CONFIG")
+    data = words[words.index("--data") + 1] if "--data" in words[:-1] else "DATA"
+    prepare = f"`ham prepare {config} --out {data}` writes the data"
+    if pieces:
+        unpack = f"`ham unpack {' '.join(pieces)}` lays out configuration and models"
+        return f"{unpack}, and {prepare}."
+    return (
+        f"{prepare} (the configuration is the config.yaml beside the rows). What else a command "
+        "reads, the jobs before it write."
     )

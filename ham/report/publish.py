@@ -38,6 +38,7 @@ from ham.workflow import rows_files
 
 RESULTS = Path("results/published")
 REPORTS = Path("reports/published")
+PIECES = Path("results/pieces")
 CONFIG_FILE = "config.yaml"
 CLAIMS_FILE = "claims.yaml"
 KERNEL_ROWS = "kernel_speed.rows.jsonl"
@@ -241,8 +242,22 @@ def _build_run(config: Path, sources: Sources, target: Path) -> Path:
         source=folder.as_posix(),
         claims_file=(folder / CLAIMS_FILE).as_posix(),
         evidence=_evidence(config.parent, sources.study, folder.as_posix()),
+        pieces=_pieces(config),
     )
     return target / "index.html"
+
+
+def _pieces(config: Path) -> list[str]:
+    """Packed state of a published run in its checkout, as patterns for a shell.
+
+    A piece is named after its configuration. Patterns, because a piece that is added later must not
+    change the page of what is published.
+    """
+    root = config.parents[len(RESULTS.parts) + 1]
+    name = read_yaml(config).get("name")
+    # Of a piece in parts, the first stands for all.
+    patterns = [f"{(PIECES / str(name)).as_posix()}-*.tar.xz{part}" for part in ("", ".001")]
+    return [pattern for pattern in patterns if any(root.glob(pattern))]
 
 
 def _evidence(place: Path, study: list[Path], run: str) -> Evidence:

@@ -20,7 +20,16 @@ README = Path("README.md")
 BEGIN = "<!-- results: begin (`ham publish readme` writes these lines) -->"
 END = "<!-- results: end -->"
 # Sentences of a full run's summary that a reader of the README gets.
-QUOTED = ("Done", "Found", "Numbers", "Missing", "Threats to validity")
+QUOTED = (
+    "Quality",
+    "Which tokens",
+    "Cost",
+    "Done",
+    "Found",
+    "Numbers",
+    "Missing",
+    "Threats to validity",
+)
 PAGES = {"run": "summary.md", "kernels": "kernels.md", "sweep": "sweep.md", "study": "mqar.md"}
 KINDS = {
     "run": "training and evaluation",

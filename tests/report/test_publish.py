@@ -16,6 +16,7 @@ from ham.report.manifest import collect_manifest, manifest_path, write_manifest
 from ham.report.publish import (
     CHECKSUMS,
     DRAWN_WITH,
+    PIECES,
     REPORTS,
     RESULTS,
     build_published,
@@ -224,3 +225,18 @@ def test_what_cannot_be_verified(
     ):
         assert main(["verify", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_report_names_the_packed_state_of_its_configuration(finished_run, monkeypatch) -> None:
+    given = []
+    publish_run([finished_run / "config.yaml"], "2026-01-01-cpu", finished_run)
+    monkeypatch.setattr(
+        "ham.report.publish.build_report", lambda *_, **named: given.append(named["pieces"])
+    )
+    pieces = finished_run / PIECES
+    pieces.mkdir(parents=True)
+    build_published("2026-01-01-cpu", finished_run, finished_run / "out")
+    for name in ("tiny-1.tar.xz", "tiny-2.tar.xz", "other-1.tar.xz", "other-2.tar.xz.001"):
+        (pieces / name).touch()
+    build_published("2026-01-01-cpu", finished_run, finished_run / "out")
+    assert given == [[], ["results/pieces/tiny-*.tar.xz"]]
