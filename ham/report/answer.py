@@ -32,6 +32,10 @@ CHANCE = 0.1
 """A model that recalls less has not learned the task: being better than it says nothing."""
 FEWEST_SEEDS = 3
 """Fewer decide nothing."""
+LEGEND = (
+    "(In brackets: the other's value; the difference paired by seed, with half of its 95 % t "
+    "interval; claims about it.)"
+)
 TEXT, RECALL = ("language_modelling", "bits_per_byte"), ("recall", "accuracy")
 
 
@@ -128,7 +132,7 @@ def _quality(about: Answer) -> str:
         parts.append(f"It recalls {formats.share(own)} of {about.pairs:g} pairs{end}.")
         weak = [chance_words(about.results, model) for model in whole if model not in fair]
         parts += [f"{words}, so it is no yardstick there." for words in weak]
-    parts.append(_needles(about, [about.arm, *whole, *_at_random(about)]))
+    parts += [_needles(about, [about.arm, *whole, *_at_random(about)]), LEGEND]
     return " ".join(filter(None, parts))
 
 

@@ -257,9 +257,9 @@ def _rerun(
     first = _state(line, pieces)
     return (
         "A cell's command is its tooltip, and the list of jobs has them all. They name files that "
-        f"a fresh clone lacks; at the commit named below, {first} Then, for instance, with another "
-        f"folder after --out: `{line}`. `ham diff` on both folders says whether curves and scores "
-        "agree within their spread (README, “In pieces”)."
+        f"a fresh clone lacks: {first} Then, for instance, with another folder after --out: "
+        f"`{line}`. `ham diff` on both folders says whether curves and scores agree within their "
+        "spread (README, “In pieces”)."
     )
 
 
@@ -268,10 +268,12 @@ def _state(command: str, pieces: Sequence[str]) -> str:
     words = command.split()
     config = next((word for word in words if word.endswith(".yaml")), "CONFIG")
     data = words[words.index("--data") + 1] if "--data" in words[:-1] else "DATA"
-    prepare = f"`ham prepare {config} --out {data}` writes the data"
+    prepare = f"at the commit named below, `ham prepare {config} --out {data}` writes the data"
     if pieces:
-        unpack = f"`ham unpack {' '.join(pieces)}` lays out configuration and models"
-        return f"{unpack}, and {prepare}."
+        # Pieces are younger than the commit of the run, so they are laid out before it is checked
+        # out.
+        unpack = f"`ham unpack {' '.join(pieces)}` lays out what was packed of the run"
+        return f"{unpack}, and then, {prepare}."
     return (
         f"{prepare} (the configuration is the config.yaml beside the rows). What else a command "
         "reads, the jobs before it write."

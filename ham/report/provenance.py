@@ -75,7 +75,7 @@ def gather(results: Results, manifests: Sequence[Manifest], config_name: str) ->
         ("device", results.devices()),
         ("processor", _distinct(m.get("cpu") for m in manifests)),
         ("threads per job", _distinct(m.get("threads") for m in manifests)),
-        ("GPU", _distinct(_gpu(gpu) for m in manifests for gpu in m.get("gpus", []))),
+        ("GPU", _gpus([gpu for m in manifests for gpu in m.get("gpus", [])])),
         ("platform", _distinct(m.get("platform") for m in manifests)),
         ("launch mode", _distinct(row.launch_mode.replace("_", " ") for row in results.rows)),
         ("provider", _distinct(row.provider for row in results.rows)),
@@ -152,15 +152,26 @@ def commit_and_changes(manifest: Manifest) -> str:
     return commit
 
 
-def _gpu(gpu: Mapping[str, Any]) -> str:
-    parts = [str(gpu.get("name")), f"driver {gpu.get('driver')}"]
-    if gpu.get("power_limit_watts"):
-        parts.append(f"power limit {gpu['power_limit_watts']:g} W")
-    if gpu.get("sm_clock_mhz"):
-        parts.append(f"{gpu['sm_clock_mhz']:g} MHz at start")
-    if gpu.get("temperature_celsius"):
-        parts.append(f"{gpu['temperature_celsius']:g} °C at start")
-    return ", ".join(parts)
+def _gpus(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a GPU, driver and power limit, with the span of what jobs found at their start."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for gpu in gpus:
+        parts = [str(gpu.get("name")), f"driver {gpu.get('driver')}"]
+        if gpu.get("power_limit_watts"):
+            parts.append(f"power limit {gpu['power_limit_watts']:g} W")
+        groups.setdefault(", ".join(parts), []).append(gpu)
+    spans = (("sm_clock_mhz", "MHz at start"), ("temperature_celsius", "°C at start"))
+    return [
+        ", ".join([name, *filter(None, (_span(group, key, unit) for key, unit in spans))])
+        for name, group in sorted(groups.items())
+    ]
+
+
+def _span(gpus: Sequence[Mapping[str, Any]], key: str, unit: str) -> str:
+    """`35 to 71 °C at start`, or one number where all are the same."""
+    known = [gpu[key] for gpu in gpus if gpu.get(key)]
+    ends = sorted({min(known), max(known)}) if known else []
+    return f"{' to '.join(f'{end:g}' for end in ends)} {unit}" if ends else ""
 
 
 def _ids(results: Results) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ham.report.aggregate import Results
-from ham.report.provenance import job_lines, stage_of
+from ham.report.provenance import gather, job_lines, stage_of
 from ham.report.rows import Row
 
 
@@ -42,3 +42,16 @@ def test_rows_of_one_measurement_are_one_job():
     command = ["ham", "measure", "c.yaml", "--arm", "a"]
     (line,) = job_lines(Results(rows), {"one": {"command": command}}, "c")
     assert (line.stage, line.rows, line.command) == ("measure", 2, "ham measure c.yaml --arm a")
+
+
+def test_what_jobs_found_of_a_gpu_is_one_line_with_its_span():
+    gpu = {"name": "G", "driver": "1", "power_limit_watts": 700.0, "sm_clock_mhz": 345}
+    manifests = [
+        {"manifest_id": str(heat), "gpus": [{**gpu, "temperature_celsius": heat}]}
+        for heat in (60, 35, 71)
+    ]
+    facts = dict(gather(Results([]), [*manifests, {"gpus": [{**gpu, "driver": "2"}]}], "c").facts)
+    assert facts["GPU"] == [
+        "G, driver 1, power limit 700 W, 345 MHz at start, 35 to 71 °C at start",
+        "G, driver 2, power limit 700 W, 345 MHz at start",
+    ]
