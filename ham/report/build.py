@@ -12,7 +12,7 @@ Everything is made from rows; the same rows, configuration and manifests give th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from ham.report.study_section import (
     study_tables,
 )
 from ham.report.summary import summary_sentences
+from ham.report.sweep_section import FIGURES as SWEEP_FIGURES
+from ham.report.sweep_section import after_cost, sweep_page_figures
 from ham.report.tables import PARTS_OF_TABLES, all_tables
 from ham.report.tables_base import Table
 
@@ -146,10 +148,10 @@ def build_report(
         build.text("tables/claims.tex", table_format.to_latex(short, look.smoke))
     advance("tables")
     figures = _write_figures(build, results, look, advance)
-    for figure, content in study_figures(study):
-        build.binary(f"figures/{figure.name}.png", content)
-        build.text(f"figures/{figure.name}.svg", figure.svg)
-        figures.append(figure)
+    for name, *_ in SWEEP_FIGURES.values():
+        build.remove(*(f"figures/{name}.{suffix}" for suffix in ("png", "svg")))
+    figures = after_cost(figures, _write_ready(build, sweep_page_figures(evidence)))
+    figures += _write_ready(build, study_figures(study))
     name = str(settings.get("name", "CONFIG"))
     every = [*manifests, *evidence.manifests]
     known = {str(manifest.get("manifest_id")): manifest for manifest in every}
@@ -212,6 +214,16 @@ def _write_figures(
                 )
             advance(spec.name)
     return made
+
+
+def _write_ready(build: Build, ready: Iterable[tuple[PageFigure, bytes]]) -> list[PageFigure]:
+    """Write figures that are drawn already."""
+    written = []
+    for figure, content in ready:
+        build.binary(f"figures/{figure.name}.png", content)
+        build.text(f"figures/{figure.name}.svg", figure.svg)
+        written.append(figure)
+    return written
 
 
 def _plain_config(config: Any, manifests: Sequence[Manifest]) -> dict[str, Any]:
