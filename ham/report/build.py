@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -280,10 +280,7 @@ def _listing(build: Build, page: Page) -> dict[str, Any]:
         "title": page.title,
         "scale": page.scale,
         "models": results.models,
-        "styles": {
-            model: {"color": style.color, "marker": style.marker, "dash": style.dash}
-            for model, style in page.styles.items()
-        },
+        "styles": {model: asdict(style) for model, style in page.styles.items()},
         "seeds": results.seeds(),
         "devices": results.devices(),
         "rows": len(results.rows),

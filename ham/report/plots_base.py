@@ -26,7 +26,19 @@ from ham.report.palette import GRID, INK, MUTED, PAPER, Style, model_styles
 WIDTH_INCHES = 7.6
 DPI = 150
 # Shapes of one nominal size cover very different areas.
-MARKER_SCALE = {"*": 1.75, "^": 1.15, "v": 1.15, "<": 1.15, ">": 1.15, "D": 0.9, "p": 1.2, "X": 1.2}
+MARKER_SCALE = {
+    "*": 1.75,
+    "^": 1.15,
+    "v": 1.15,
+    "<": 1.15,
+    ">": 1.15,
+    "D": 0.9,
+    "p": 1.2,
+    "X": 1.2,
+    "P": 1.2,
+    "H": 1.1,
+    "h": 1.1,
+}
 
 RC = {
     "font.family": "DejaVu Sans",
@@ -196,6 +208,10 @@ def line_style(style: Style, size: float = 6.0, **changes: Any) -> dict[str, Any
         "markeredgecolor": PAPER,
         "markeredgewidth": 0.8,
     }
+    if style.half:
+        # The outline of the empty half must show.
+        half = {"fillstyle": "bottom", "markerfacecoloralt": PAPER}
+        drawn |= {**half, "markeredgecolor": style.color, "markeredgewidth": 1.0}
     return {**drawn, **changes}
 
 
