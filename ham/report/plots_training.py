@@ -17,14 +17,12 @@ from ham.report.plots_base import (
     Look,
     end_series,
     failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
     mark_failures,
     model_title,
     new_figure,
-    place_labels,
 )
+from ham.report.plots_labels import label_line_ends, label_margin, place_labels
+from ham.report.plots_seeds import footer_text
 
 SMOOTH_ABOVE = 60
 MAX_THIN_POINTS = 500

@@ -12,16 +12,9 @@ from matplotlib.ticker import FuncFormatter
 from ham.report.aggregate import Point, Results
 from ham.report.palette import MUTED
 from ham.report.plots_axes import log_x_ticks
-from ham.report.plots_base import (
-    Look,
-    draw_points,
-    failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
-    mark_failures,
-    new_figure,
-)
+from ham.report.plots_base import Look, draw_points, failed_words, mark_failures, new_figure
+from ham.report.plots_labels import label_line_ends, label_margin
+from ham.report.plots_seeds import footer_text
 from ham.study.report_tables import beyond_training, in_training, settings_of, words_for
 from ham.study.runs import EXPERIMENT
 

@@ -9,16 +9,9 @@ from matplotlib.colors import to_hex
 from ham.report.aggregate import Results
 from ham.report.figures import FIGURES
 from ham.report.palette import PAPER
-from ham.report.plots_base import (
-    DPI,
-    WIDTH_INCHES,
-    Look,
-    legend_lines,
-    save_svg,
-    spread_out,
-    style_context,
-)
+from ham.report.plots_base import DPI, WIDTH_INCHES, Look, legend_lines, save_svg, style_context
 from ham.report.plots_cost import speed_points
+from ham.report.plots_labels import spread_out
 from ham.report.plots_training import running_mean
 
 NAMES = [spec.name for spec in FIGURES]
