@@ -229,26 +229,28 @@ def draw_points(
     xs: Sequence[float] | None = None,
     mixed: bool = False,
     hollow: bool = True,
+    size: float = 6.0,
+    bar_width: float = 1.4,
 ) -> tuple[float, float] | None:
     """Draw cells as a line with interval bars; returns the last point drawn.
 
     Cells without a value break the line. `xs` replaces the coordinates of the points. In a figure
     of `mixed` numbers of seeds a cell of one seed has no bar, and a hollow marker if `hollow`.
+    `size` is that of markers in points, `bar_width` that of interval bars.
     """
     xs = [point.x for point in points] if xs is None else list(xs)
     ys = [math.nan if p.cell.value is None else p.cell.value for p in points]
     if all(math.isnan(y) for y in ys):
         return None
-    axes.plot(xs, ys, **line_style(style))
+    axes.plot(xs, ys, **line_style(style, size))
     for x, point in zip(xs, points, strict=True):
         estimate = point.cell.estimate
         if mixed and estimate is not None and estimate.n == 1:
             if hollow:
-                axes.plot([x], [estimate.value], **hollow_style(style))
+                axes.plot([x], [estimate.value], **hollow_style(style, size))
         elif estimate is not None and estimate.low is not None and estimate.high is not None:
-            axes.plot(
-                [x, x], [estimate.low, estimate.high], color=style.color, alpha=0.45, linewidth=1.4
-            )
+            ends = [estimate.low, estimate.high]
+            axes.plot([x, x], ends, color=style.color, alpha=0.45, linewidth=bar_width)
     return max((x, y) for x, y in zip(xs, ys, strict=True) if not math.isnan(y))
 
 

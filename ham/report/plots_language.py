@@ -7,23 +7,20 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from ham.report.aggregate import Cell, Point, Results, summarise, summarise_pooled
+from ham.report.aggregate import Cell, Results, summarise, summarise_pooled
 from ham.report.formats import bits, cell_text, join_words
 from ham.report.palette import INK, MUTED
 from ham.report.plots_base import (
     Drawing,
     Look,
-    draw_points,
-    failed_words,
     hollow_style,
     legend_lines,
     line_style,
-    mark_failures,
     model_legend,
     new_figure,
 )
-from ham.report.plots_labels import label_line_ends, label_margin
-from ham.report.plots_seeds import footer_text, interval_words, line_cells, mixed_seeds
+from ham.report.plots_labels import label_margin
+from ham.report.plots_seeds import footer_text, interval_words, mixed_seeds
 from ham.report.tables_base import chance_level
 
 
@@ -141,79 +138,6 @@ def _draw_unigram(axes: Axes, unigram: float | None) -> None:
         color=MUTED,
         fontsize=8.5,
     )
-
-
-def loss_by_position(results: Results, look: Look) -> Drawing | None:
-    """Loss against the position in the context, and beyond the training context."""
-    metric, unit = "position_bits_per_byte", "bits per byte"
-    if not results.find("language_modelling", metric):
-        metric, unit = "loss_nats", "nats per token"
-    context = _position_context(results, look)
-    lines = {
-        model: results.series("language_modelling", metric, model=model, keep=context[1])
-        for model in results.models
-    }
-    lines = {model: points for model, points in lines.items() if points}
-    if not any(p.cell.value is not None for points in lines.values() for p in points):
-        return None
-    figure, (axes,) = new_figure(
-        "Loss by position in the context",
-        f"test documents, {unit}{context[0]}",
-        right=label_margin(lines),
-        footer=footer_text(
-            results,
-            look,
-            interval_words(line_cells(lines)),
-            failed_words(lines),
-            cells=line_cells(lines),
-        ),
-    )
-    ends, firsts = {}, {}
-    mixed = mixed_seeds(line_cells(lines))
-    mark_failures(axes, lines, look)
-    for model, points in lines.items():
-        end = draw_points(axes, points, look.styles[model], mixed=mixed)
-        if end is not None:
-            ends[model] = end
-            firsts[model] = next(p.cell.value for p in points if p.cell.value is not None)
-    axes.set_xlabel("position in the context (tokens, bin centres)")
-    axes.set_ylabel(f"loss ({unit})")
-    axes.set_xlim(0, None)
-    beyond = _mark_training_context(axes, lines, look)
-    label_line_ends(axes, ends, look)
-    gains = {model: firsts[model] - ends[model][1] for model in ends}
-    most = max(gains, key=lambda model: gains[model])
-    return Drawing(
-        figure,
-        "Mean loss of the tokens at each distance from the start of the context." + beyond,
-        "A line that keeps falling uses the far context. From the first to the last bin "
-        f"{most} gains most ({bits(gains[most])} {_unit_word(unit)}).",
-        f"Line chart of loss against position. Gain from first to last bin in {_unit_word(unit)}: "
-        + "; ".join(f"{model} {bits(gains[model])}" for model in gains)
-        + ".",
-    )
-
-
-def _unit_word(unit: str) -> str:
-    return unit.removesuffix(" per token")
-
-
-def _mark_training_context(axes: Axes, lines: Mapping[str, list[Point]], look: Look) -> str:
-    """A line where training ended, if positions beyond it were read; returns words on it."""
-    furthest = max(points[-1].x for points in lines.values())
-    if look.context is None or furthest < look.context:
-        return ""
-    axes.axvline(look.context, color=MUTED, linestyle=":", linewidth=1.5)
-    return f" Dotted: the training context, {look.context:,} tokens."
-
-
-def _position_context(results: Results, look: Look) -> tuple[str, object]:
-    """Words for the subtitle and a filter of rows: the longest context that was binned."""
-    contexts = results.label_values("language_modelling", "loss_nats", "context")
-    if not contexts:
-        return "", None
-    longest = contexts[-1]
-    return f", context {longest:,}", lambda row: row.labels.get("context") == longest
 
 
 def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:

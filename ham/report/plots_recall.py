@@ -30,7 +30,6 @@ from ham.report.rows import Row
 COLUMNS = 3
 # So far apart that interval bars of models with equal accuracy stay visible; all of them together
 # so close that a point stands by its tick.
-SIDESTEP_OCTAVES = 0.03
 WIDEST_OCTAVES = 0.24
 # Written on dark and on light cells; neither may equal a colour that the page recolours.
 LIGHT_TEXT, DARK_TEXT = "#fefefe", "#101010"
@@ -213,9 +212,12 @@ def recall_pairs(results: Results, look: Look) -> Drawing | None:
     )
 
 
-def sidestep(index: int, count: int) -> float:
-    """The factor by which the points of one of `count` models stand aside of their coordinate."""
-    step = min(SIDESTEP_OCTAVES, WIDEST_OCTAVES / max(1, count - 1))
+def sidestep(index: int, count: int, widest: float = WIDEST_OCTAVES) -> float:
+    """The factor by which the points of one of `count` models stand aside of their coordinate.
+
+    All models together take `widest` octaves at most.
+    """
+    step = min(widest / 8, widest / max(1, count - 1))
     return 2.0 ** (step * (index - (count - 1) / 2))
 
 
