@@ -12,8 +12,8 @@ Everything is made from rows; the same rows, configuration and manifests give th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from ham.report.study_section import (
     study_tables,
 )
 from ham.report.summary import summary_sentences
+from ham.report.sweep_section import FIGURES as SWEEP_FIGURES
+from ham.report.sweep_section import after_cost, sweep_page_figures
 from ham.report.tables import PARTS_OF_TABLES, all_tables
 from ham.report.tables_base import Table
 
@@ -152,10 +154,10 @@ def build_report(
         build.text("tables/claims.tex", table_format.to_latex(short, look.smoke))
     advance("tables")
     figures = _write_figures(build, results, look, advance)
-    for figure, content in study_figures(study):
-        build.binary(f"figures/{figure.name}.png", content)
-        build.text(f"figures/{figure.name}.svg", figure.svg)
-        figures.append(figure)
+    for name, *_ in SWEEP_FIGURES.values():
+        build.remove(*(f"figures/{name}.{suffix}" for suffix in ("png", "svg")))
+    figures = after_cost(figures, _write_ready(build, sweep_page_figures(evidence)))
+    figures += _write_ready(build, study_figures(study))
     name = str(settings.get("name", "CONFIG"))
     page = Page(
         title=str(settings.get("title") or settings.get("name") or "HAM benchmark report"),
@@ -216,6 +218,16 @@ def _write_figures(
                 )
             advance(spec.name)
     return made
+
+
+def _write_ready(build: Build, ready: Iterable[tuple[PageFigure, bytes]]) -> list[PageFigure]:
+    """Write figures that are drawn already."""
+    written = []
+    for figure, content in ready:
+        build.binary(f"figures/{figure.name}.png", content)
+        build.text(f"figures/{figure.name}.svg", figure.svg)
+        written.append(figure)
+    return written
 
 
 def _plain_config(config: Any, manifests: Sequence[Manifest]) -> dict[str, Any]:
@@ -282,10 +294,7 @@ def _listing(build: Build, page: Page) -> dict[str, Any]:
         "title": page.title,
         "scale": page.scale,
         "models": results.models,
-        "styles": {
-            model: {"color": style.color, "marker": style.marker, "dash": style.dash}
-            for model, style in page.styles.items()
-        },
+        "styles": {model: asdict(style) for model, style in page.styles.items()},
         "seeds": results.seeds(),
         "devices": results.devices(),
         "rows": len(results.rows),

@@ -10,6 +10,7 @@ from ham.report import (
     plots_dial,
     plots_language,
     plots_needle,
+    plots_position,
     plots_recall,
     plots_tradeoff,
     plots_training,
@@ -78,7 +79,7 @@ FIGURES = (
         "Loss by position",
         "language_modelling",
         ("loss_nats",),
-        plots_language.loss_by_position,
+        plots_position.loss_by_position,
     ),
     FigureSpec(
         "token_classes",

@@ -1,15 +1,19 @@
 """One colour, marker and dash for a model, in every figure and every report.
 
-Known arms have fixed styles from the colour-blind-safe palette of Okabe and Ito (2008); its black
-and yellow are left out, because they vanish on a dark and on a white page. Other arms get a colour
-and a marker from the hash of their name, a dashed line, and the next free pair where two collide.
+Known arms have fixed styles: a family has a hue (warm the HAM scores, blue the transformers, green
+and amber the recurrent models, violet the hybrids, sky blue the windows), a member a marker and a
+dash, an arm at half of the cache a half-filled marker and dashes. Hues are those of the
+colour-blind-safe palette of Okabe and Ito (2008) and others that stay apart from them when red and
+green look alike; its black and yellow are left out, because they vanish on a dark and on a white
+page. Other arms get a colour and a marker from the hash of their name, a dashed line, and the next
+free pair where two collide.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 INK = "#1f2328"
 MUTED = "#656d76"
@@ -19,24 +23,53 @@ PAPER = "#ffffff"
 
 @dataclass(frozen=True)
 class Style:
-    """How a model is drawn."""
+    """How a model is drawn.
+
+    Attributes:
+        color: As `#rrggbb`.
+        marker: Of matplotlib.
+        dash: Line style of matplotlib.
+        half: Whether the marker is filled by half.
+    """
 
     color: str
     marker: str
     dash: str
+    half: bool = False
 
 
-KNOWN_STYLES = {
+def _at_half(style: Style) -> Style:
+    return replace(style, dash="--", half=True)
+
+
+_FULL = {
     "transformer": Style("#0072b2", "o", "-"),
     "sliding-window": Style("#56b4e9", "s", "-"),
     "gated-delta-rule": Style("#009e73", "^", "-"),
     "mamba2": Style("#e69f00", "D", "-"),
     "ham-cosine": Style("#d55e00", "*", "-"),
     "ham-committed": Style("#cc79a7", "v", "-"),
+    "ham-random": Style("#8b4a1f", "X", "-"),
+    "ham-learned": Style("#a3123f", "p", "-"),
+    "ham-lexical": Style("#e58a5e", ">", "-"),
+    "ham-oracle": Style("#7a7a7a", "h", "-."),
+    "ham-prefix": Style("#7a7a7a", "<", ":"),
+    "transformer-conv": Style("#0072b2", "P", "-."),
+    "hybrid-3-to-1": Style("#7b68ee", "d", "-"),
+    "delta-rule-window": Style("#56b4e9", "H", "-."),
 }
+_SCORES = ("cosine", "committed", "random", "learned", "lexical")
+KNOWN_STYLES = {
+    **_FULL,
+    **{f"ham-{score}-0.5": _at_half(_FULL[f"ham-{score}"]) for score in _SCORES},
+    "hybrid-1-to-1": _at_half(_FULL["hybrid-3-to-1"]),
+    "delta-rule-window-0.5": _at_half(_FULL["delta-rule-window"]),
+}
+# Come first in tables and legends; others follow by name.
+FIRST = tuple(_FULL)[:6]
 
 # Middle lightness, so that they show on white and on dark pages (after Tol's "muted" set).
-EXTRA_COLORS = ("#7a7a7a", "#a89a00", "#9b2f6a", "#6a5acd", "#8b5a2b", "#5b8c2a")
+EXTRA_COLORS = ("#5b7083", "#a89a00", "#9b2f9a", "#3a8f8f", "#a0705a", "#5b8c2a")
 EXTRA_MARKERS = ("<", ">", "p", "h", "d", "8", "X", "H")
 
 
@@ -53,9 +86,9 @@ def model_styles(models: Iterable[str]) -> dict[str, Style]:
 
 
 def order_models(models: Iterable[str]) -> list[str]:
-    """Known arms in the order of the fixed table, then the others by name."""
+    """The first arms in their order, then the others by name."""
     names = set(models)
-    return [name for name in KNOWN_STYLES if name in names] + sorted(names - KNOWN_STYLES.keys())
+    return [name for name in FIRST if name in names] + sorted(names.difference(FIRST))
 
 
 def shades(color: str, count: int) -> list[str]:

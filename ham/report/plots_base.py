@@ -1,4 +1,4 @@
-"""What every figure shares: size, type, frame, labels at line ends, marks of failed cells.
+"""What every figure shares: size, type, frame, legends, marks of failed cells.
 
 Figures are built with matplotlib's object interface (no pyplot, no global state) at a fixed size,
 so that the same rows give the same bytes. A drawing function returns a `Drawing`, or None when its
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +26,22 @@ from ham.report.palette import GRID, INK, MUTED, PAPER, Style, model_styles
 
 WIDTH_INCHES = 7.6
 DPI = 150
+# So many of the small print fit the width.
+FOOTER_CHARACTERS = 125
 # Shapes of one nominal size cover very different areas.
-MARKER_SCALE = {"*": 1.75, "^": 1.15, "v": 1.15, "<": 1.15, ">": 1.15, "D": 0.9, "p": 1.2, "X": 1.2}
+MARKER_SCALE = {
+    "*": 1.75,
+    "^": 1.15,
+    "v": 1.15,
+    "<": 1.15,
+    ">": 1.15,
+    "D": 0.9,
+    "p": 1.2,
+    "X": 1.2,
+    "P": 1.2,
+    "H": 1.1,
+    "h": 1.1,
+}
 
 RC = {
     "font.family": "DejaVu Sans",
@@ -140,7 +155,8 @@ def new_figure(
         titled: Whether panels have titles of their own.
     """
     top = 0.66 + 0.24 * legend + (0.22 if titled else 0.0)
-    bottom = 0.58 + (0.22 if footer else 0.0)
+    small_print = textwrap.wrap(footer, FOOTER_CHARACTERS, break_on_hyphens=False)
+    bottom = 0.58 + (0.22 + 0.14 * (len(small_print) - 1) if footer else 0.0)
     height = top + bottom + rows * panel_height + (rows - 1) * row_gap
     figure = Figure(figsize=(WIDTH_INCHES, height))
     panel_width = (WIDTH_INCHES - left - right - (columns - 1) * gap) / columns
@@ -158,18 +174,14 @@ def new_figure(
     figure.text(0.14 / WIDTH_INCHES, 1 - 0.27 / height, title, fontsize=12, fontweight="bold")
     figure.text(0.14 / WIDTH_INCHES, 1 - 0.49 / height, subtitle, fontsize=9, color=MUTED)
     if footer:
-        figure.text(0.14 / WIDTH_INCHES, 0.09 / height, footer, fontsize=7.5, color=MUTED)
+        words = "\n".join(small_print)
+        figure.text(0.14 / WIDTH_INCHES, 0.09 / height, words, fontsize=7.5, color=MUTED)
     return figure, [panel for row in axes for panel in row]
 
 
 def end_series(axes: Axes, xs: Sequence[float], ys: Sequence[float], style: Style) -> None:
     """Draw a long line with few markers."""
     axes.plot(xs, ys, markevery=max(1, len(xs) // 8), **line_style(style, size=5.0))
-
-
-def label_margin(names: Iterable[str]) -> float:
-    """Inches that names in bold small type need beside a panel, within reason."""
-    return min(2.8, max(1.0, 0.35 + 0.082 * max((len(name) for name in names), default=0)))
 
 
 def save_png(figure: Figure) -> bytes:
@@ -196,7 +208,17 @@ def line_style(style: Style, size: float = 6.0, **changes: Any) -> dict[str, Any
         "markeredgecolor": PAPER,
         "markeredgewidth": 0.8,
     }
+    if style.half:
+        # The outline of the empty half must show.
+        half = {"fillstyle": "bottom", "markerfacecoloralt": PAPER}
+        drawn |= {**half, "markeredgecolor": style.color, "markeredgewidth": 1.0}
     return {**drawn, **changes}
+
+
+def hollow_style(style: Style, size: float = 6.0) -> dict[str, Any]:
+    """Keyword arguments that draw a single hollow marker."""
+    outline = {"markeredgecolor": style.color, "markeredgewidth": 1.3}
+    return line_style(style, size, linestyle="none", markerfacecolor=PAPER, **outline)
 
 
 def draw_points(
@@ -205,23 +227,30 @@ def draw_points(
     style: Style,
     *,
     xs: Sequence[float] | None = None,
-    label: str | None = None,
+    mixed: bool = False,
+    hollow: bool = True,
+    size: float = 6.0,
+    bar_width: float = 1.4,
 ) -> tuple[float, float] | None:
     """Draw cells as a line with interval bars; returns the last point drawn.
 
-    Cells without a value break the line. `xs` replaces the coordinates of the points.
+    Cells without a value break the line. `xs` replaces the coordinates of the points. In a figure
+    of `mixed` numbers of seeds a cell of one seed has no bar, and a hollow marker if `hollow`.
+    `size` is that of markers in points, `bar_width` that of interval bars.
     """
     xs = [point.x for point in points] if xs is None else list(xs)
     ys = [math.nan if p.cell.value is None else p.cell.value for p in points]
     if all(math.isnan(y) for y in ys):
         return None
-    axes.plot(xs, ys, label=label, **line_style(style))
+    axes.plot(xs, ys, **line_style(style, size))
     for x, point in zip(xs, points, strict=True):
         estimate = point.cell.estimate
-        if estimate is not None and estimate.low is not None and estimate.high is not None:
-            axes.plot(
-                [x, x], [estimate.low, estimate.high], color=style.color, alpha=0.45, linewidth=1.4
-            )
+        if mixed and estimate is not None and estimate.n == 1:
+            if hollow:
+                axes.plot([x], [estimate.value], **hollow_style(style, size))
+        elif estimate is not None and estimate.low is not None and estimate.high is not None:
+            ends = [estimate.low, estimate.high]
+            axes.plot([x, x], ends, color=style.color, alpha=0.45, linewidth=bar_width)
     return max((x, y) for x, y in zip(xs, ys, strict=True) if not math.isnan(y))
 
 
@@ -301,94 +330,3 @@ def legend_lines(labels: Iterable[str]) -> int:
         if needed <= WIDTH_INCHES - 0.2 or columns == 1:
             return lines
     return len(lengths)
-
-
-def label_line_ends(
-    axes: Axes, ends: Mapping[str, tuple[float, float]], look: Look, names: Mapping | None = None
-) -> None:
-    """Write each model's name right of its line, moved apart where lines end close together.
-
-    Call it when limits are final. `names` gives other texts than the models' names.
-    """
-    place_labels(
-        axes,
-        {
-            (names or {}).get(model, model): (x, y, look.styles[model].color)
-            for model, (x, y) in ends.items()
-        },
-    )
-
-
-def place_labels(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
-    """Write texts right of the panel beside (x, y), without overlaps, joined by thin lines."""
-    if not ends:
-        return
-    # Reading the limits ends lazy autoscaling; setting them keeps the labels beside their lines.
-    axes.set_xlim(axes.get_xlim())
-    axes.set_ylim(axes.get_ylim())
-    figure = axes.get_figure()
-    box = axes.get_position()
-    height = box.height * figure.get_figheight()
-    minimum = 0.155 / height
-    to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = []
-    for text, (x, y, color) in ends.items():
-        end_x, end_y = to_axes.transform((x, y))
-        wanted.append((end_y, end_x, text, color))
-    wanted.sort()
-    placed = spread_out([min(max(end_y, 0.0), 1.0) for end_y, *_ in wanted], minimum)
-    pad = 0.12 / (box.width * figure.get_figwidth())
-    for (end_y, end_x, text, color), y in zip(wanted, placed, strict=True):
-        axes.plot(
-            [end_x, 1 + 0.35 * pad, 1 + pad],
-            [end_y, y if end_x > 0.97 else end_y, y],
-            transform=axes.transAxes,
-            color=color,
-            linewidth=0.8,
-            alpha=0.55,
-            clip_on=False,
-            solid_capstyle="round",
-        )
-        axes.text(
-            1 + 1.35 * pad,
-            y,
-            text,
-            transform=axes.transAxes,
-            color=color,
-            fontsize=8.5,
-            fontweight="bold",
-            va="center",
-        )
-
-
-def spread_out(positions: Sequence[float], minimum: float) -> list[float]:
-    """Sorted positions moved apart to at least `minimum`, kept within 0..1 where they fit.
-
-    Neighbours push each other equally, so that a label stays close to its line.
-    """
-    placed = list(positions)
-    for _ in range(300):
-        moved = False
-        for index in range(len(placed) - 1):
-            lack = minimum - (placed[index + 1] - placed[index])
-            if lack > 1e-6:
-                placed[index] -= lack / 2
-                placed[index + 1] += lack / 2
-                moved = True
-        if placed and placed[0] < 0.0 and placed[-1] - placed[0] < 1.0:
-            placed[0], moved = 0.0, True
-        if placed and placed[-1] > 1.0 and placed[-1] - placed[0] < 1.0:
-            placed[-1], moved = 1.0, True
-        if not moved:
-            break
-    return placed
-
-
-def footer_text(results: Results, look: Look, *parts: str) -> str:
-    """Small print: smoke run, seeds, and what else the figure wants to say."""
-    counts = results.seed_counts() or [0]
-    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    first = ["smoke run: proves nothing about the architectures"] if look.smoke else []
-    return " · ".join(
-        [*first, f"n={seeds} seed{'s' if seeds != '1' else ''}", *filter(None, parts)]
-    )

@@ -5,26 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ham.report.aggregate import Cell, Point, Results, most_common, or_failure, with_spread_of_time
-from ham.report.formats import byte_size, join_words, short_bytes, significant, token_unit
+from ham.report.formats import (
+    byte_size,
+    join_words,
+    short_bytes,
+    significant,
+    token_unit,
+)
 from ham.report.plots_axes import log_x_ticks, log_y_bytes, log_y_rate, pad_log
+from ham.report.plots_bars import bar_figure
 from ham.report.plots_base import (
     Drawing,
     Look,
     draw_points,
     end_series,
     failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
     legend_lines,
     mark_failures,
     model_legend,
     new_figure,
 )
+from ham.report.plots_labels import label_line_ends, label_margin
+from ham.report.plots_seeds import footer_text, line_cells
 from ham.report.rows import Row
+
+Panels = dict[str, dict[str, list[Point]]]
 
 SPEED_TASKS = {"prefill": "prefill_ms", "decode": "decode_ms", "train": "training_step_ms"}
 SPEED_TITLES = {"prefill": "prefill", "decode": "decode", "train": "training step"}
@@ -92,26 +101,34 @@ def throughput(results: Results, look: Look) -> Drawing | None:
     }
     if not panels:
         return None
+    panels = {SPEED_TITLES[task]: lines for task, lines in panels.items()}
     batch = main_batch(results)
-    words = "tokens per second against context; higher is better"
-    if batch is not None:
-        words += f"; batch size {batch}"
-    figure, axes_list = _panels(results, look, "Throughput", words, panels, "bar: p20 to p80")
-    longest = {}
-    for axes, (task, lines) in zip(axes_list, panels.items(), strict=True):
-        _fill_panel(axes, lines, look, log_y_rate)
-        axes.set_title(SPEED_TITLES[task])
-        longest[task] = _best_at_longest(lines, max)
-    axes_list[0].set_ylabel("tokens per second")
+    words = "tokens per second, higher is better" + (f"; batch size {batch}" if batch else "")
+    best = {title: _best_at_longest(lines, max) for title, lines in panels.items()}
     note = "; ".join(
-        f"{SPEED_TITLES[task]}: {model} ({significant(value)} tokens/s at {x:,.0f})"
-        for task, (model, x, value) in longest.items()
+        f"{title}: {model} ({significant(value)} tokens/s at {x:,.0f})"
+        for title, (model, x, value) in best.items()
     )
+    origin = f"median of the repetitions, on {join_words(_devices(results, 'throughput'))} "
+    origin += f"({_modes(results)})"
+    spread = _spread_words(panels)
+    context = _only_context(panels)
+    if context is not None:
+        figure = _bars(results, look, "Throughput", words, panels, spread, "tokens/s", significant)
+        return Drawing(
+            figure,
+            f"Speed of each model at a context of {context:,.0f} tokens, {origin}.",
+            f"Fastest in {note}.",
+            f"Bar charts of tokens per second. Fastest in {note}.",
+        )
+    figure, axes_list = _panels(results, look, "Throughput", words, panels, spread)
+    for axes, (title, lines) in zip(axes_list, panels.items(), strict=True):
+        _fill_panel(axes, lines, look, log_y_rate)
+        axes.set_title(title)
+    axes_list[0].set_ylabel("tokens per second")
     return Drawing(
         figure,
-        "Speed of each model against the context length, median of the repetitions, on "
-        + join_words(_devices(results, "throughput"))
-        + f" ({_modes(results)}).",
+        f"Speed of each model against the context length, {origin}.",
         "A flat line means a cost per token that does not grow. Fastest at the longest context: "
         f"{note}.",
         f"Line charts of tokens per second against context. Fastest at the longest: {note}.",
@@ -128,20 +145,27 @@ def memory(results: Results, look: Look) -> Drawing | None:
             panels[title] = lines
     if not panels:
         return None
-    figure, axes_list = _panels(
-        results, look, "Memory", "allocated bytes against context; lower is better", panels, ""
+    words = "allocated bytes, lower is better"
+    title, lines = next(iter(panels.items()))
+    model, x, value = _best_at_longest(lines, min)
+    note = f"Smallest {title} at {x:,.0f} tokens: {model} ({byte_size(value)})"
+    counted = (
+        "counted on the real tensors: keys and values, positions, page tables, recurrent and "
+        "convolution states; peaks as the allocator or the system reports them."
     )
+    context = _only_context(panels)
+    if context is not None:
+        figure = _bars(results, look, "Memory", words, panels, "", "bytes", byte_size)
+        shown = f"Bytes at a context of {context:,.0f} tokens, {counted}"
+        return Drawing(figure, shown, f"{note}.", f"Bar charts of bytes. {note}.")
+    figure, axes_list = _panels(results, look, "Memory", words, panels, "")
     for axes, (title, lines) in zip(axes_list, panels.items(), strict=True):
         _fill_panel(axes, lines, look, log_y_bytes)
         axes.set_title(title)
     axes_list[0].set_ylabel("bytes")
-    title, lines = next(iter(panels.items()))
-    model, x, value = _best_at_longest(lines, min)
-    note = f"Smallest {title} at {x:,.0f} tokens: {model} ({byte_size(value)})"
     return Drawing(
         figure,
-        "Bytes counted on the real tensors: keys and values, positions, page tables, recurrent "
-        "and convolution states; peaks as the allocator or the system reports them.",
+        f"Bytes {counted}",
         f"A flat line is a state of fixed size; a rising one keeps tokens. {note}.",
         f"Line charts of bytes against context. {note}.",
     )
@@ -178,7 +202,11 @@ def kv_growth(results: Results, look: Look) -> Drawing | None:
         left=0.95,
         right=label_margin(lines),
         footer=footer_text(
-            results, look, "models without a KV cache stay at 0", failed_words(lines)
+            results,
+            look,
+            "models without a KV cache stay at 0",
+            failed_words(lines),
+            cells=line_cells(lines),
         ),
     )
     ends = {}
@@ -216,8 +244,43 @@ def _linear_bytes(axes: Axes) -> None:
     axes.set_ylim(-0.02 * high, high)
 
 
+def _only_context(panels: Panels) -> float | None:
+    """The context of every point, or None where there are several."""
+    contexts = {p.x for lines in panels.values() for points in lines.values() for p in points}
+    return contexts.pop() if len(contexts) == 1 else None
+
+
+def _panel_cells(panels: Panels) -> list[Cell]:
+    return [cell for lines in panels.values() for cell in line_cells(lines)]
+
+
+def _spread_words(panels: Panels) -> str:
+    """What thin bars mean; empty where nothing has an interval."""
+    estimates = [cell.estimate for cell in _panel_cells(panels) if cell.estimate is not None]
+    return "thin line: p20 to p80" if any(one.low is not None for one in estimates) else ""
+
+
+def _bars(
+    results: Results,
+    look: Look,
+    title: str,
+    subtitle: str,
+    panels: Panels,
+    foot: str,
+    unit: str,
+    write: Callable[[float], str],
+) -> Figure:
+    """Points of one context as bars, which do not hide one another."""
+    cells = {
+        name: {model: points[0].cell for model, points in lines.items()}
+        for name, lines in panels.items()
+    }
+    footer = footer_text(results, look, foot, cells=_panel_cells(panels))
+    return bar_figure(title, subtitle, cells, look, results.models, footer, unit, write)
+
+
 def _panels(
-    results: Results, look: Look, title: str, subtitle: str, panels: dict, foot: str
+    results: Results, look: Look, title: str, subtitle: str, panels: Panels, foot: str
 ) -> tuple:
     models = [m for m in results.models if any(m in lines for lines in panels.values())]
     failed = any(
@@ -236,7 +299,7 @@ def _panels(
         gap=0.72,
         legend=legend_lines(labels),
         titled=True,
-        footer=footer_text(results, look, foot),
+        footer=footer_text(results, look, foot, cells=_panel_cells(panels)),
     )
     model_legend(figure, look, models, failed)
     return figure, axes_list

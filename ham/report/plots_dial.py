@@ -23,17 +23,16 @@ from ham.report.plots_base import (
     Look,
     draw_points,
     failed_words,
-    footer_text,
-    label_margin,
     legend_lines,
     line_style,
     mark_failures,
     model_legend,
     new_figure,
-    place_labels,
 )
 from ham.report.plots_cost import cache_cell, main_variant
+from ham.report.plots_labels import label_margin, place_labels
 from ham.report.plots_language import quality_cell
+from ham.report.plots_seeds import footer_text, interval_words, line_cells, mixed_seeds
 
 REFERENCES = ("transformer", "gated-delta-rule")
 
@@ -46,16 +45,25 @@ def dial(results: Results, look: Look) -> Drawing | None:
     }
     if not lines:
         return None
+    cells = line_cells(lines)
     figure, (axes,) = new_figure(
         "The dial: loss against cache, one trained model",
         "bits per byte of test documents; thresholds recalibrated, no retraining",
         right=label_margin([*lines, "gated-delta-rule"]),
-        footer=footer_text(results, look, "square-root horizontal scale", failed_words(lines)),
+        footer=footer_text(
+            results,
+            look,
+            interval_words(cells),
+            "square-root horizontal scale",
+            failed_words(lines),
+            cells=cells,
+        ),
     )
+    mixed = mixed_seeds(cells)
     ends = {}
     mark_failures(axes, lines, look)
     for model, points in lines.items():
-        end = draw_points(axes, points, look.styles[model])
+        end = draw_points(axes, points, look.styles[model], mixed=mixed)
         if end is not None:
             ends[model] = (*end, look.styles[model].color)
     _fraction_axis(axes)
@@ -252,9 +260,14 @@ def _dialled_models(results: Results, look: Look) -> list[str]:
 def _aspect_panel(
     axes: Axes, results: Results, look: Look, aspect: Aspect, models: list[str], others: list[str]
 ) -> None:
+    mixed = mixed_seeds(
+        point.cell for model in models for point in dial_points(results, model, aspect.metric)
+    )
     for model in models:
         style = look.styles[model]
-        draw_points(axes, dial_points(results, model, aspect.metric), style)
+        points = dial_points(results, model, aspect.metric)
+        # Hollow is taken here, so a line of one seed just has no bars.
+        draw_points(axes, points, style, mixed=mixed, hollow=False)
         for name in trained_family(look, model):
             # At its own target on its own dial: the same text and questions as the line.
             cell = results.cell("dial", aspect.metric, model=name, x=look.targets[name])

@@ -7,23 +7,20 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from ham.report.aggregate import Cell, Point, Results, summarise, summarise_pooled
+from ham.report.aggregate import Cell, Results, summarise, summarise_pooled
 from ham.report.formats import bits, cell_text, join_words
 from ham.report.palette import INK, MUTED
 from ham.report.plots_base import (
     Drawing,
     Look,
-    draw_points,
-    failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
+    hollow_style,
     legend_lines,
     line_style,
-    mark_failures,
     model_legend,
     new_figure,
 )
+from ham.report.plots_labels import label_margin
+from ham.report.plots_seeds import footer_text, interval_words, mixed_seeds
 from ham.report.tables_base import chance_level
 
 
@@ -63,10 +60,11 @@ def bits_per_byte(results: Results, look: Look) -> Drawing | None:
         left=label_margin(rows),
         right=0.95,
         panel_height=0.34 * len(rows) + 0.35,
-        footer=footer_text(results, look, _interval_words(good)),
+        footer=footer_text(results, look, interval_words(good.values()), cells=good.values()),
     )
+    mixed = mixed_seeds(good.values())
     for index, model in enumerate(rows):
-        _dot(axes, index, cells[model], look, model)
+        _dot(axes, index, cells[model], look, model, mixed)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.yaxis.set_major_locator(FixedLocator(list(range(len(rows)))))
     axes.set_yticklabels(rows, color=INK)
@@ -91,7 +89,7 @@ def bits_per_byte(results: Results, look: Look) -> Drawing | None:
     )
 
 
-def _dot(axes: Axes, index: int, cell: Cell, look: Look, model: str) -> None:
+def _dot(axes: Axes, index: int, cell: Cell, look: Look, model: str, mixed: bool) -> None:
     style = look.styles[model]
     if cell.estimate is None:
         axes.text(
@@ -99,14 +97,16 @@ def _dot(axes: Axes, index: int, cell: Cell, look: Look, model: str) -> None:
         )
         return
     estimate = cell.estimate
-    if estimate.low is not None:
+    alone = mixed and estimate.n == 1
+    if estimate.low is not None and not alone:
         axes.plot(
             [estimate.low, estimate.high], [index, index], color=style.color, alpha=0.5, linewidth=3
         )
     if len(cell.by_seed) > 1:
         values = [value for _, value in cell.by_seed]
         axes.plot(values, [index] * len(values), ".", color=style.color, alpha=0.6, markersize=4)
-    axes.plot([estimate.value], [index], **line_style(style, linestyle="none", size=8.5))
+    shape = hollow_style(style, 8.5) if alone else line_style(style, 8.5, linestyle="none")
+    axes.plot([estimate.value], [index], **shape)
     axes.text(
         1.02,
         index,
@@ -140,89 +140,6 @@ def _draw_unigram(axes: Axes, unigram: float | None) -> None:
     )
 
 
-def _interval_words(cells: Mapping[str, Cell]) -> str:
-    """What the bars of these cells are; empty without bars."""
-    names = {cell.estimate.interval for cell in cells.values() if cell.estimate is not None}
-    words = {
-        "t95": "95 % t interval over seeds",
-        "bootstrap95": "95 % bootstrap over documents",
-        "wilson95": "95 % Wilson interval",
-        "p20_p80": "20th to 80th percentile",
-    }
-    bars = join_words(sorted(words.get(name, name) for name in names if name))
-    return f"bar: {bars}" if bars else ""
-
-
-def loss_by_position(results: Results, look: Look) -> Drawing | None:
-    """Loss against the position in the context, and beyond the training context."""
-    metric, unit = "position_bits_per_byte", "bits per byte"
-    if not results.find("language_modelling", metric):
-        metric, unit = "loss_nats", "nats per token"
-    context = _position_context(results, look)
-    lines = {
-        model: results.series("language_modelling", metric, model=model, keep=context[1])
-        for model in results.models
-    }
-    lines = {model: points for model, points in lines.items() if points}
-    if not any(p.cell.value is not None for points in lines.values() for p in points):
-        return None
-    figure, (axes,) = new_figure(
-        "Loss by position in the context",
-        f"test documents, {unit}{context[0]}",
-        right=label_margin(lines),
-        footer=footer_text(results, look, _interval_words(_last_cells(lines)), failed_words(lines)),
-    )
-    ends, firsts = {}, {}
-    mark_failures(axes, lines, look)
-    for model, points in lines.items():
-        end = draw_points(axes, points, look.styles[model])
-        if end is not None:
-            ends[model] = end
-            firsts[model] = next(p.cell.value for p in points if p.cell.value is not None)
-    axes.set_xlabel("position in the context (tokens, bin centres)")
-    axes.set_ylabel(f"loss ({unit})")
-    axes.set_xlim(0, None)
-    beyond = _mark_training_context(axes, lines, look)
-    label_line_ends(axes, ends, look)
-    gains = {model: firsts[model] - ends[model][1] for model in ends}
-    most = max(gains, key=lambda model: gains[model])
-    return Drawing(
-        figure,
-        "Mean loss of the tokens at each distance from the start of the context." + beyond,
-        "A line that keeps falling uses the far context. From the first to the last bin "
-        f"{most} gains most ({bits(gains[most])} {_unit_word(unit)}).",
-        f"Line chart of loss against position. Gain from first to last bin in {_unit_word(unit)}: "
-        + "; ".join(f"{model} {bits(gains[model])}" for model in gains)
-        + ".",
-    )
-
-
-def _unit_word(unit: str) -> str:
-    return unit.removesuffix(" per token")
-
-
-def _mark_training_context(axes: Axes, lines: Mapping[str, list[Point]], look: Look) -> str:
-    """A line where training ended, if positions beyond it were read; returns words on it."""
-    furthest = max(points[-1].x for points in lines.values())
-    if look.context is None or furthest < look.context:
-        return ""
-    axes.axvline(look.context, color=MUTED, linestyle=":", linewidth=1.5)
-    return f" Dotted: the training context, {look.context:,} tokens."
-
-
-def _last_cells(lines: Mapping[str, list[Point]]) -> dict[str, Cell]:
-    return {m: points[-1].cell for m, points in lines.items() if points[-1].cell.estimate}
-
-
-def _position_context(results: Results, look: Look) -> tuple[str, object]:
-    """Words for the subtitle and a filter of rows: the longest context that was binned."""
-    contexts = results.label_values("language_modelling", "loss_nats", "context")
-    if not contexts:
-        return "", None
-    longest = contexts[-1]
-    return f", context {longest:,}", lambda row: row.labels.get("context") == longest
-
-
 def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:
     """Accuracy of each lm-eval task beside chance."""
     tasks = [
@@ -233,14 +150,20 @@ def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:
     if not tasks:
         return None
     models = [m for m in results.models if results.find("lm_eval", "accuracy", model=m)]
+    cells = {
+        (task, model): results.cell("lm_eval", "accuracy", model=model, task=task)
+        for task in tasks
+        for model in models
+    }
     figure, (axes,) = new_figure(
         "lm-eval accuracy by task",
         "share correct; the grey bar is chance",
         left=2.0,
         legend=legend_lines(models),
         panel_height=len(tasks) * (0.13 * len(models) + 0.28) + 0.1,
-        footer=footer_text(results, look, "bar: 95 % interval"),
+        footer=footer_text(results, look, interval_words(cells.values()), cells=cells.values()),
     )
+    mixed = mixed_seeds(cells.values())
     for index, task in enumerate(tasks):
         chance = chance_level(results, task)
         if chance is not None:
@@ -254,9 +177,7 @@ def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:
             )
         for slot, model in enumerate(models):
             y = index + 0.7 * ((slot + 0.5) / len(models) - 0.5)
-            _task_dot(
-                axes, results.cell("lm_eval", "accuracy", model=model, task=task), y, look, model
-            )
+            _task_dot(axes, cells[task, model], y, look, model, mixed)
     axes.set_ylim(len(tasks) - 0.45, -0.55)
     axes.yaxis.set_major_locator(FixedLocator(list(range(len(tasks)))))
     axes.set_yticklabels([task.replace("_", " ") for task in tasks], color=INK)
@@ -275,7 +196,7 @@ def lm_eval_tasks(results: Results, look: Look) -> Drawing | None:
     )
 
 
-def _task_dot(axes: Axes, cell: Cell, y: float, look: Look, model: str) -> None:
+def _task_dot(axes: Axes, cell: Cell, y: float, look: Look, model: str, mixed: bool) -> None:
     style = look.styles[model]
     if cell.status == "failed":
         axes.plot(
@@ -283,9 +204,11 @@ def _task_dot(axes: Axes, cell: Cell, y: float, look: Look, model: str) -> None:
         )
     if cell.estimate is None:
         return
-    if cell.estimate.low is not None:
+    alone = mixed and cell.estimate.n == 1
+    if cell.estimate.low is not None and not alone:
         axes.plot([cell.estimate.low, cell.estimate.high], [y, y], color=style.color, alpha=0.5)
-    axes.plot([cell.estimate.value], [y], **line_style(style, linestyle="none"))
+    shape = hollow_style(style) if alone else line_style(style, linestyle="none")
+    axes.plot([cell.estimate.value], [y], **shape)
 
 
 def _above_chance(results: Results, tasks: list[str], models: list[str]) -> str:
@@ -332,15 +255,14 @@ def token_classes(results: Results, look: Look) -> Drawing | None:
         left=2.3,
         legend=legend_lines(models),
         panel_height=len(names) * (0.13 * len(models) + 0.28) + 0.1,
-        footer=footer_text(
-            results, look, _interval_words({str(key): cell for key, cell in cells.items()})
-        ),
+        footer=footer_text(results, look, interval_words(cells.values()), cells=cells.values()),
     )
+    mixed = mixed_seeds(cells.values())
     for index, name in enumerate(names):
         for slot, model in enumerate(models):
             if (name, model) in cells:
                 y = index + 0.7 * ((slot + 0.5) / len(models) - 0.5)
-                _task_dot(axes, cells[name, model], y, look, model)
+                _task_dot(axes, cells[name, model], y, look, model, mixed)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.yaxis.set_major_locator(FixedLocator(list(range(len(names)))))
     axes.set_yticklabels([CLASS_WORDS[name] for name in names], color=INK)

@@ -14,13 +14,13 @@ from ham.report.plots_base import (
     Drawing,
     Look,
     draw_points,
-    footer_text,
     legend_lines,
     mark_failures,
     model_legend,
     new_figure,
 )
-from ham.report.plots_recall import SIDESTEP_OCTAVES
+from ham.report.plots_recall import sidestep
+from ham.report.plots_seeds import footer_text, interval_words, line_cells, mixed_seeds
 
 COLUMNS = 3
 
@@ -35,6 +35,7 @@ def needle_tasks(results: Results, look: Look) -> Drawing | None:
     if len(tasks) < 2 or all(value is None for value in values):
         return None
     models = [m for m in results.models if results.find("needle", "accuracy", model=m)]
+    cells = [cell for task in tasks for cell in line_cells(lines[task])]
     lengths = results.x_values("needle", "accuracy")
     columns = min(COLUMNS, len(tasks))
     figure, panels = new_figure(
@@ -48,10 +49,11 @@ def needle_tasks(results: Results, look: Look) -> Drawing | None:
         row_gap=0.62,
         titled=True,
         legend=legend_lines(models),
-        footer=footer_text(results, look, "bar: 95 % interval", "×: failed"),
+        footer=footer_text(results, look, interval_words(cells), "×: failed", cells=cells),
     )
+    mixed = mixed_seeds(cells)
     for index, (axes, task) in enumerate(zip(panels, tasks, strict=False)):
-        _panel(axes, lines[task], look, task, lengths)
+        _panel(axes, lines[task], look, task, lengths, mixed)
         if index % columns:
             axes.set_yticklabels([])
         else:
@@ -83,11 +85,13 @@ def _lines(results: Results, task: str) -> Lines:
     return found
 
 
-def _panel(axes: Axes, lines: Lines, look: Look, task: str, lengths: list[float]) -> None:
+def _panel(
+    axes: Axes, lines: Lines, look: Look, task: str, lengths: list[float], mixed: bool
+) -> None:
     mark_failures(axes, lines, look)
     for index, (model, points) in enumerate(lines.items()):
-        aside = 2.0 ** (SIDESTEP_OCTAVES * (index - (len(lines) - 1) / 2))
-        draw_points(axes, points, look.styles[model], xs=[point.x * aside for point in points])
+        xs = [point.x * sidestep(index, len(lines)) for point in points]
+        draw_points(axes, points, look.styles[model], xs=xs, mixed=mixed)
     axes.set_title(task)
     log_x_ticks(axes, lengths)
     axes.set_xlim(min(lengths) / 1.15, max(lengths) * 1.15)

@@ -19,18 +19,18 @@ from ham.report.plots_base import (
     Look,
     draw_points,
     failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
     mark_failures,
     model_title,
     new_figure,
 )
+from ham.report.plots_labels import label_line_ends, label_margin
+from ham.report.plots_seeds import footer_text, interval_words, line_cells, mixed_seeds
 from ham.report.rows import Row
 
 COLUMNS = 3
-# So far apart that interval bars of models with equal accuracy stay visible.
-SIDESTEP_OCTAVES = 0.03
+# So far apart that interval bars of models with equal accuracy stay visible; all of them together
+# so close that a point stands by its tick.
+WIDEST_OCTAVES = 0.24
 # Written on dark and on light cells; neither may equal a colour that the page recolours.
 LIGHT_TEXT, DARK_TEXT = "#fefefe", "#101010"
 
@@ -174,17 +174,20 @@ def recall_pairs(results: Results, look: Look) -> Drawing | None:
     lines = {model: points for model, points in lines.items() if points}
     if not any(p.cell.value is not None for points in lines.values() for p in points):
         return None
+    cells = line_cells(lines)
     figure, (axes,) = new_figure(
         "Associative recall",
         "share of queried keys whose value is right",
         right=label_margin(lines),
-        footer=footer_text(results, look, "bar: 95 % interval", failed_words(lines)),
+        footer=footer_text(results, look, interval_words(cells), failed_words(lines), cells=cells),
     )
     ends = {}
     mark_failures(axes, lines, look)
+    mixed = mixed_seeds(cells)
     for index, (model, points) in enumerate(lines.items()):
-        aside = 2.0 ** (SIDESTEP_OCTAVES * (index - (len(lines) - 1) / 2))
-        end = draw_points(axes, points, look.styles[model], xs=[p.x * aside for p in points])
+        aside = sidestep(index, len(lines))
+        xs = [point.x * aside for point in points]
+        end = draw_points(axes, points, look.styles[model], xs=xs, mixed=mixed)
         if end is not None:
             ends[model] = end
     log_x_ticks(axes, results.x_values("recall", "accuracy"))
@@ -207,6 +210,15 @@ def recall_pairs(results: Results, look: Look) -> Drawing | None:
         f"({share(at_end[best])}).",
         f"Line chart of recall accuracy against pairs. With {hardest:,.0f} pairs: {words}.",
     )
+
+
+def sidestep(index: int, count: int, widest: float = WIDEST_OCTAVES) -> float:
+    """The factor by which the points of one of `count` models stand aside of their coordinate.
+
+    All models together take `widest` octaves at most.
+    """
+    step = min(widest / 8, widest / max(1, count - 1))
+    return 2.0 ** (step * (index - (count - 1) / 2))
 
 
 def _accuracy_limits(lines: Mapping[str, Sequence[Point]]) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from ham.report.palette import MUTED
 from ham.report.plots_base import (
     Drawing,
     Look,
-    footer_text,
+    hollow_style,
     legend_lines,
     line_style,
     model_legend,
@@ -22,6 +22,10 @@ from ham.report.plots_base import (
 )
 from ham.report.plots_cost import cache_cell
 from ham.report.plots_language import quality_cell
+from ham.report.plots_seeds import HOLLOW_WORDS, footer_text, mixed_seeds, seed_counts
+
+JOINED_SEEDS = 3
+"""With fewer, an interval says little, and a line would rank noise."""
 
 
 @dataclass(frozen=True)
@@ -79,29 +83,37 @@ def pareto(results: Results, look: Look) -> Drawing | None:
     memory = {model: memory_cell(results, look, model) for model in results.models}
     memory = {model: cell for model, cell in memory.items() if cell.value is not None}
     panels = []
+    numbered, complete = set(memory), set(memory)
     for quality in QUALITIES:
-        cells = {model: quality.cell(results, look, model) for model in memory}
-        cells = {model: cell for model, cell in cells.items() if cell.value is not None}
+        found = {model: quality.cell(results, look, model) for model in results.models}
+        found = {model: cell for model, cell in found.items() if cell.value is not None}
+        cells = {model: cell for model, cell in found.items() if model in memory}
         if len(cells) > 1:
             panels.append((quality, cells))
+            numbered |= found.keys()
+            complete &= cells.keys()
     if not panels:
         return None
     named = [model for model in memory if any(model in cells for _, cells in panels)]
     context = memory_context(results)
+    every = [cell for _, cells in panels for cell in cells.values()]
+    absent = [model for model in results.models if model in numbered - complete]
+    missing = f"without a number for every panel: {join_words(absent)}" if absent else ""
     figure, axes = new_figure(
         "Quality against decoding memory",
         f"bytes of cache and state after {context:,.0f} tokens; left is cheaper",
         columns=len(panels),
-        panel_height=2.5,
+        panel_height=2.8,
         gap=0.75,
         left=0.75,
         legend=legend_lines(named),
-        footer=footer_text(results, look, "line: models that none beats in memory and quality"),
+        footer=footer_text(results, look, _seeds_words(every), missing, cells=every),
     )
+    mixed = mixed_seeds(every)
     words = []
     for panel, (quality, cells) in zip(axes, panels, strict=True):
-        best = frontier(memory, cells, quality.lower_is_better)
-        _panel(panel, look, quality, memory, cells, best)
+        best = frontier(memory, joined(cells), quality.lower_is_better)
+        _panel(panel, look, quality, memory, cells, best, mixed)
         shown = join_words(
             [
                 f"{model} ({byte_size(memory[model].value)}, "
@@ -109,15 +121,33 @@ def pareto(results: Results, look: Look) -> Drawing | None:
                 for model in best
             ]
         )
-        words.append(f"{quality.title}: {shown}")
+        words.append(f"{quality.title}: {shown or 'none'}")
     model_legend(figure, look, named)
     return Drawing(
         figure,
         "Each marker is a model: what it decodes with, and how good it is. Bars are intervals over "
-        "seeds. A model is on the line if no other needs as little and does as well.",
+        f"seeds. A model is on the line if it has {JOINED_SEEDS} seeds or more and no other such "
+        "model needs as little and does as well.",
         f"On the line, by mean values: {'; '.join(words)}.",
         f"Scatter plots of quality against decoding memory. On the line: {'; '.join(words)}.",
     )
+
+
+def joined(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Models with so many seeds that a line may say of them which are best."""
+    return {
+        model: cell
+        for model, cell in cells.items()
+        if cell.estimate is not None and cell.estimate.n >= JOINED_SEEDS
+    }
+
+
+def _seeds_words(cells: Sequence[Cell]) -> str:
+    """What the line and hollow markers mean, as far as there are any."""
+    counts = seed_counts(cells)
+    line = f"line: models of {JOINED_SEEDS} seeds or more that none of these beats in both"
+    words = [line] if counts and counts[-1] >= JOINED_SEEDS else []
+    return " · ".join([*words, HOLLOW_WORDS] if mixed_seeds(cells) else words)
 
 
 def frontier(
@@ -141,9 +171,11 @@ def _panel(
     memory: Mapping[str, Cell],
     cells: Mapping[str, Cell],
     best: list[str],
+    mixed: bool,
 ) -> None:
     points = [(memory[model].value, cells[model].value) for model in best]
-    axes.plot(*zip(*points, strict=True), color=MUTED, linewidth=1.0, zorder=1)
+    if points:
+        axes.plot(*zip(*points, strict=True), color=MUTED, linewidth=1.0, zorder=1)
     for model, cell in cells.items():
         style, estimate = look.styles[model], cell.estimate
         place = memory[model].value
@@ -151,7 +183,9 @@ def _panel(
         if estimate is not None and estimate.low is not None and len(cell.by_seed) > 1:
             ends = [estimate.low, estimate.high]
             axes.plot([place, place], ends, color=style.color, alpha=0.35, linewidth=2)
-        axes.plot([place], [cell.value], **line_style(style, linestyle="none", size=7.5))
+        alone = mixed and len(cell.by_seed) == 1
+        shape = hollow_style(style, 7.5) if alone else line_style(style, 7.5, linestyle="none")
+        axes.plot([place], [cell.value], **shape)
     if all(memory[model].value > 0 for model in cells):
         axes.set_xscale("log", base=4)
         axes.xaxis.set_major_locator(LogLocator(base=4))

@@ -17,14 +17,12 @@ from ham.report.plots_base import (
     Look,
     end_series,
     failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
     mark_failures,
     model_title,
     new_figure,
-    place_labels,
 )
+from ham.report.plots_labels import label_line_ends, label_margin, place_labels
+from ham.report.plots_seeds import footer_text
 
 SMOOTH_ABOVE = 60
 MAX_THIN_POINTS = 500
@@ -77,7 +75,10 @@ def _loss_figure(
         return None
     window = _window(lines.values())
     foot = ["thin: each seed, bold: their mean"] if len(results.seeds()) > 1 else []
-    foot += [f"running mean over {window} points"] if window > 1 else []
+    # Single batches differ more than models do, and the enlarged part shows it.
+    wide = 4 * window + 1 if window > 1 else 1
+    if window > 1:
+        foot.append(f"running mean over {window} points, right {wide} and no single seeds")
     foot.append(failed_words(lines))
     figure, (whole, last) = new_figure(
         title,
@@ -90,18 +91,21 @@ def _loss_figure(
     )
     zoom_from = max(point.x for points in lines.values() for point in points) * 2 / 3
     ends: dict[str, tuple[float, float]] = {}
+    drawn: dict[str, tuple[float, float]] = {}
     mark_failures(whole, lines, look)
     for model, points in lines.items():
         good = [point for point in points if point.cell.value is not None]
         if good:
             ends[model] = (good[-1].x, good[-1].cell.value or 0.0)
             _draw_loss(whole, good, window, look.styles[model], -math.inf)
-            _draw_loss(last, good, window, look.styles[model], zoom_from)
+            end = _draw_loss(last, good, wide, look.styles[model], zoom_from, seeds=window == 1)
+            if end is not None:
+                drawn[model] = end
     for axes in (whole, last):
         axes.set_xlabel("optimiser step")
         axes.margins(x=0.02)
     whole.set_ylabel("loss (nats per token)")
-    label_line_ends(last, {m: end for m, end in ends.items() if end[0] >= zoom_from}, look)
+    label_line_ends(last, drawn, look)
     order = sorted(ends, key=lambda model: ends[model][1])
     words = "; ".join(f"{model} {bits(ends[model][1])}" for model in order)
     return Drawing(
@@ -114,11 +118,16 @@ def _loss_figure(
 
 
 def _draw_loss(
-    axes: Axes, points: Sequence[Point], window: int, style: Style, start: float
-) -> None:
-    """The seeds thin and their mean bold, from step `start` on."""
-    seeds = {seed for point in points for seed, _ in point.cell.by_seed}
-    for seed in seeds if len(seeds) > 1 else ():
+    axes: Axes,
+    points: Sequence[Point],
+    window: int,
+    style: Style,
+    start: float,
+    seeds: bool = True,
+) -> tuple[float, float] | None:
+    """The seeds thin, if wanted, and their mean bold, from step `start` on; where it ends."""
+    known = {seed for point in points for seed, _ in point.cell.by_seed}
+    for seed in known if seeds and len(known) > 1 else ():
         steps = [p.x for p in points if seed in dict(p.cell.by_seed)]
         values = [dict(p.cell.by_seed).get(seed, 0.0) for p in points if p.x in set(steps)]
         thin = _from_step(steps, running_mean(values, window), start)
@@ -129,6 +138,7 @@ def _draw_loss(
     bold = _from_step([point.x for point in points], means, start)
     if bold:
         end_series(axes, *zip(*bold, strict=True), style)
+    return bold[-1] if bold else None
 
 
 def _from_step(

@@ -167,11 +167,12 @@ def _ratio(rows: SweepRows) -> Drawing | None:
 
 
 def _ratios(lines: Lines) -> dict[Series, list[tuple[float, float]]]:
-    dense = {row.x_value: number(row) for row in lines.get(DENSE, [])}
+    # Of one run only: another run had another clock or another code.
+    dense = {(row.x_value, row.manifest_id): number(row) for row in lines.get(DENSE, [])}
     found: dict[Series, list[tuple[float, float]]] = {}
     for series, points in lines.items():
         for row in points:
-            ours, theirs = number(row), dense.get(row.x_value)
+            ours, theirs = number(row), dense.get((row.x_value, row.manifest_id))
             if series.model == HAM and ours and theirs:
                 found.setdefault(series, []).append((row.x_value or 0.0, theirs / ours))
     return found

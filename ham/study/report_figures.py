@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -16,14 +17,20 @@ from ham.report.plots_base import (
     Look,
     draw_points,
     failed_words,
-    footer_text,
-    label_line_ends,
-    label_margin,
+    legend_lines,
     mark_failures,
+    model_legend,
     new_figure,
 )
+from ham.report.plots_recall import sidestep
+from ham.report.plots_seeds import footer_text
 from ham.study.report_tables import beyond_training, in_training, settings_of, words_for
 from ham.study.runs import EXPERIMENT
+
+# Pairs grow by a half at least from point to point: bars of one size never meet those of the next.
+SIDESTEP_OCTAVES = 0.3
+TITLE_CHARACTERS = 108
+"""What the titles of a row of panels have room for."""
 
 Panel = tuple[str, dict[str, object]]
 
@@ -37,6 +44,7 @@ def accuracy_figure(results: Results) -> Figure:
         panels,
         "Associative recall by routing score",
         "share of queried keys whose value is right; thresholds frozen",
+        columns=3,
     )
 
 
@@ -47,16 +55,21 @@ def routing_figure(results: Results, metric: str, title: str, subtitle: str) -> 
     """
     layers = results.label_values(EXPERIMENT, metric, "layer")
     panels = [
-        (f"{words_for(setting)}, layer {layer + 1}", {**setting, "layer": layer})
+        (f"{words_for(setting)}, layer\u00a0{layer + 1}", {**setting, "layer": layer})
         for setting in settings_of(results)
         for layer in layers
         if results.find(EXPERIMENT, metric, **setting, layer=layer)
     ]
-    return _figure(results, metric, panels, title, subtitle)
+    return _figure(results, metric, panels, title, subtitle, columns=4)
 
 
 def _figure(
-    results: Results, metric: str, panels: Sequence[Panel], title: str, subtitle: str
+    results: Results,
+    metric: str,
+    panels: Sequence[Panel],
+    title: str,
+    subtitle: str,
+    columns: int,
 ) -> Figure:
     look = Look.of(results)
     lines = [
@@ -68,14 +81,20 @@ def _figure(
     ]
     shown = [model for model in results.models if any(panel[model] for panel in lines)]
     failed = dict(pair for panel in lines for pair in panel.items() if failed_words(dict([pair])))
-    columns = min(2, len(panels))
+    columns = min(columns, len(panels))
     figure, axes = new_figure(
         title,
         subtitle,
         columns=columns,
         rows=-(-len(panels) // columns),
-        right=label_margin(shown),
-        gap=label_margin(shown) + 0.25,
+        panel_height=1.75,
+        left=0.7,
+        right=0.15,
+        gap=0.22,
+        row_gap=0.88,
+        sharey=True,
+        # Names beside the lines would end on one point, where every arm fails.
+        legend=legend_lines(shown) + 1,
         titled=True,
         footer=footer_text(
             results,
@@ -89,9 +108,12 @@ def _figure(
     )
     for one, (name, where), models in zip(axes, panels, lines, strict=False):
         _draw_panel(one, models, look, results, metric, where)
-        one.set_title(name, fontsize=7.5)
+        one.set_title(textwrap.fill(name, TITLE_CHARACTERS // columns), fontsize=7.5)
     for one in axes[len(panels) :]:
         one.set_visible(False)
+    for one in axes[::columns]:
+        one.set_ylabel("share")
+    model_legend(figure, look, shown, bool(failed))
     return figure
 
 
@@ -103,13 +125,16 @@ def _draw_panel(
     metric: str,
     where: dict[str, object],
 ) -> None:
-    ends = {
-        model: draw_points(axes, points, look.styles[model])
-        for model, points in models.items()
-        if points
-    }
+    present = [model for model, points in models.items() if points]
+    for index, model in enumerate(present):
+        aside = sidestep(index, len(present), SIDESTEP_OCTAVES)
+        points = models[model]
+        xs = [point.x * aside for point in points]
+        draw_points(axes, points, look.styles[model], xs=xs, size=4.0, bar_width=0.8)
     mark_failures(axes, models, look)
     log_x_ticks(axes, results.x_values(EXPERIMENT, metric, **where))
+    left, right = axes.get_xlim()
+    axes.set_xlim(left / 1.08, right * 1.08)
     inside = results.x_values(EXPERIMENT, metric, keep=in_training, **where)
     outside = results.x_values(EXPERIMENT, metric, keep=beyond_training, **where)
     if inside and outside:
@@ -118,4 +143,3 @@ def _draw_panel(
     axes.set_ylim(-0.02, 1.03)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
     axes.set_xlabel("key-value pairs")
-    label_line_ends(axes, {model: end for model, end in ends.items() if end}, look)

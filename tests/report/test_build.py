@@ -15,7 +15,7 @@ from ham.report.build import build_report
 from ham.report.figures import FIGURES
 from ham.report.html import inline_svg
 from ham.report.manifest import write_manifest
-from ham.report.palette import INK, KNOWN_STYLES
+from ham.report.palette import FIRST, INK, KNOWN_STYLES
 from ham.report.rows import write_rows
 
 
@@ -122,8 +122,8 @@ def test_page_follows_dark_mode_and_prints(page):
     assert "prefers-color-scheme: dark" in page and "@media print" in page
     pictures = page[page.index('id="figures"') : page.index('id="tables"')]
     assert INK not in pictures and "var(--ink)" in pictures
-    for style in KNOWN_STYLES.values():
-        assert f"var(--model-{style.color[1:]})" in pictures
+    for model in FIRST:
+        assert f"var(--model-{KNOWN_STYLES[model].color[1:]})" in pictures
 
 
 def test_without_a_configuration_the_scale_is_unknown(tmp_path, make_rows):

@@ -9,16 +9,9 @@ from matplotlib.colors import to_hex
 from ham.report.aggregate import Results
 from ham.report.figures import FIGURES
 from ham.report.palette import PAPER
-from ham.report.plots_base import (
-    DPI,
-    WIDTH_INCHES,
-    Look,
-    legend_lines,
-    save_svg,
-    spread_out,
-    style_context,
-)
+from ham.report.plots_base import DPI, WIDTH_INCHES, Look, legend_lines, save_svg, style_context
 from ham.report.plots_cost import speed_points
+from ham.report.plots_labels import spread_out
 from ham.report.plots_training import running_mean
 
 NAMES = [spec.name for spec in FIGURES]
@@ -309,3 +302,18 @@ def test_running_mean_by_hand():
     # Window 3: first alone, then (1 + 2 + 6) / 3, (2 + 6 + 1) / 3; at the end (6 + 1) / 2.
     assert running_mean([1.0, 2.0, 6.0, 1.0], 3) == pytest.approx([1.0, 3.0, 3.0, 3.5])
     assert running_mean([5.0, math.pi], 1) == [5.0, math.pi]
+
+
+def test_the_enlarged_part_of_a_noisy_loss_has_means_only(make_rows):
+    rows = make_rows(seeds=(0, 1, 2), models=["transformer", "mamba2"], steps=2000)
+    drawings = draw([row for row in rows if row.experiment == "train"])
+    whole, last = drawings["training_loss"].figure.axes
+    assert any(line.get_linewidth() == 0.8 and len(line.get_xdata()) > 3 for line in whole.lines)
+    curves = [line for line in last.lines if line.get_transform() == last.transData]
+    assert len(curves) == 2
+    assert "right 29 and no single seeds" in " ".join(
+        text.get_text() for text in drawings["training_loss"].figure.texts
+    )
+    # Validation is measured rarely on the same batches: its seeds are shown.
+    _, last = drawings["validation_loss"].figure.axes
+    assert len([line for line in last.lines if line.get_transform() == last.transData]) == 8

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ham.report.aggregate import Cell, Results, summarise
-from ham.report.plots_base import Look
-from ham.report.plots_tradeoff import frontier, memory_cell, memory_context
+from ham.report.palette import MUTED
+from ham.report.plots_base import Look, style_context
+from ham.report.plots_tradeoff import frontier, joined, memory_cell, memory_context, pareto
 from ham.report.rows import Row
 from ham.report.tables_tradeoff import byte_groups, equal_bytes
 
@@ -64,3 +65,59 @@ def test_memory_that_was_not_measured_is_that_of_the_dial_at_the_same_context():
     assert memory_cell(results, Look.of(results), "ham-half").value is None
     longer = Results([memory_row("a", 100.0, 4096.0), dial])
     assert memory_cell(longer, look, "ham-half").value is None
+
+
+def seeded(make_rows, **seeds: int):
+    """Rows of models with so many seeds each."""
+    names = {name.replace("_", "-"): count for name, count in seeds.items()}
+    return [
+        one
+        for model, count in names.items()
+        for one in make_rows(seeds=range(count), models=[model], failures=False)
+    ]
+
+
+def drawn(rows):
+    results = Results(rows)
+    with style_context():
+        return pareto(results, Look.of(results, context=512))
+
+
+def lines_of(drawing) -> list[list[float]]:
+    """Horizontal coordinates of the line of each panel, where it has one."""
+    found = [line for axes in drawing.figure.axes for line in axes.lines]
+    return [list(line.get_xdata()) for line in found if line.get_color() == MUTED]
+
+
+def words_of(drawing) -> str:
+    return " ".join(text.get_text().replace("\n", " ") for text in drawing.figure.texts)
+
+
+def test_the_line_joins_models_of_three_seeds_only(make_rows):
+    rows = seeded(make_rows, transformer=3, ham_cosine=2, mamba2=1, gated_delta_rule=3)
+    drawing = drawn(rows)
+    memory = {
+        model: memory_cell(Results(rows), Look.of(Results(rows)), model).value
+        for model in ("transformer", "gated-delta-rule")
+    }
+    assert len(lines_of(drawing)) == 3
+    assert all(set(xs) <= set(memory.values()) for xs in lines_of(drawing))
+    assert "ham-cosine" not in drawing.note and "mamba2" not in drawing.note
+    few = drawn(seeded(make_rows, transformer=2, mamba2=2))
+    assert lines_of(few) == [] and "line:" not in words_of(few)
+    assert "bits per byte (lower is better): none" in few.note
+    assert set(joined({"a": cell(1.0)})) == set()
+
+
+def test_the_footer_names_models_without_a_number_for_a_panel(make_rows):
+    rows = seeded(make_rows, transformer=3, ham_cosine=3, mamba2=3, gated_delta_rule=3)
+    whole = drawn(rows)
+    assert "without a number" not in words_of(whole)
+    lacking = [
+        one
+        for one in rows
+        if (one.model, one.experiment) not in {("mamba2", "memory"), ("gated-delta-rule", "needle")}
+    ]
+    assert "without a number for every panel: gated-delta-rule and mamba2" in words_of(
+        drawn(lacking)
+    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ham.cli import main
 from ham.fingerprint import repository_root
 from ham.report.aggregate import Results
+from ham.report.plots_base import style_context
 from ham.report.rows import Row, read_rows, write_rows
-from ham.study.report import build_report, page_tables, verdicts
+from ham.study.report import build_report, figures, page_tables, verdicts
 from ham.study.report_tables import (
     accuracy_table,
     compared_pairs,
@@ -194,3 +197,42 @@ def test_settings_have_words_and_rows_from_before_variants_are_plain():
     found = completed(old, {"config": {"train": {"mixture": sizes}}})
     assert {(r.labels["variant"], r.labels["training_context"]) for r in found} == {("plain", 256)}
     assert completed(found, None) == found
+
+
+def many_panels() -> list[Row]:
+    """Five settings of two layers each, with accuracy and routing of two scores."""
+    rows = []
+    for filler, width, layout in itertools.product(
+        ("blank", "random"), (64, 128), ("prefix", "scattered")
+    ):
+        for row in made_up_rows():
+            labels = {"filler": filler, "width": width, "layout": layout}
+            rows.append(changed(row, labels))
+            rows += [
+                changed(row, {**labels, "layer": layer}, metric=metric)
+                for layer in (0, 1)
+                for metric in ("pairs_kept_fraction", "routed_precision")
+            ]
+    return rows
+
+
+def test_figures_of_many_panels_stay_legible():
+    with style_context():
+        drawn = dict(figures(Results(many_panels())))
+    for name, panels in (("mqar", 8), ("mqar-recall", 16)):
+        figure = drawn[name]
+        shown = [axes for axes in figure.axes if axes.get_visible()]
+        assert len(shown) == panels
+        assert figure.get_figheight() < 1.6 * figure.get_figwidth()
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["ham-cosine", "ham-committed"]
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        titles = [axes._left_title.get_window_extent(renderer) for axes in shown]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(titles, 2))
+        assert not any(title.overlaps(axes.bbox) for title in titles for axes in shown)
+        for axes in shown:
+            left, right = axes.get_xlim()
+            points = [
+                x for line in axes.lines if line.get_marker() in "*v" for x in line.get_xdata()
+            ]
+            assert points and all(left < x < right for x in points)
