@@ -16,7 +16,7 @@ from typing import Literal
 
 from ham.claims.config import Claim, Claims, Test
 from ham.claims.evidence import Observation
-from ham.claims.measure import Measured, measure
+from ham.claims.measure import Kept, Measured, measure
 from ham.report.inference import (
     MIN_SEEDS,
     Margins,
@@ -25,7 +25,7 @@ from ham.report.inference import (
     joint_p,
     settling_n,
 )
-from ham.report.statistics import Estimate
+from ham.report.statistics import Estimate, mean
 
 Verdict = Literal["supported", "refuted", "inconclusive", "not run"]
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_RUN = "supported", "refuted", "inconclusive", "not run"
@@ -45,6 +45,7 @@ class Judged:
         decisive: Its name.
         bound: What the effect is asked to exceed.
         settles_at: The n that would settle an inconclusive test, or None.
+        kept: What the sides that route keep of the tokens.
         blocked: Whether something other than n and spread stands against a decision.
         reason: Why there is no decision, or what should be known.
     """
@@ -62,6 +63,7 @@ class Judged:
     settles_at: int | None = None
     reason: str = ""
     runs: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
     blocked: bool = False
 
 
@@ -121,10 +123,9 @@ def _correct(
 
 def _judge_test(claim: Claim, test: Test, found: Measured, level: float) -> Judged:
     common = {"claim": claim.id, "test": test, "n": found.n, "level": level}
-    common |= {"runs": tuple(found.runs), "blocked": bool(found.problems)}
-    words = [*found.problems, *found.notes]
-    if found.oldest is not None and found.oldest < claim.stated:
-        words.append(f"rows are from before the claim was stated ({claim.stated:%Y-%m-%d})")
+    common |= {"runs": tuple(found.runs), "kept": tuple(found.kept)}
+    common["blocked"] = bool(found.problems)
+    words = [*found.problems, *found.notes, *_later_than_rows(claim, test, found)]
     if not found.ran:
         return Judged(verdict=NOT_RUN, reason="; ".join(words), **common)
     if found.n < MIN_SEEDS and not found.problems:
@@ -137,27 +138,54 @@ def _judge_test(claim: Claim, test: Test, found: Measured, level: float) -> Judg
     return _judge_margins(found, words, common)
 
 
+def _later_than_rows(claim: Claim, test: Test, found: Measured) -> list[str]:
+    """Marks of what was stated after the rows were there, and may have been made to fit."""
+    stated = {"the claim": claim.stated}
+    if test.same_fraction:
+        stated["its condition on tokens kept"] = test.same_fraction.stated
+    if test.same_metric:
+        stated[f"its condition on {test.same_metric.where.quantity}"] = test.same_metric.stated
+    return [
+        f"rows are from before {what} was stated ({when:%Y-%m-%d})"
+        for what, when in stated.items()
+        if when
+        and found.oldest is not None
+        and found.oldest < when
+        # What was stated with the claim needs no mark of its own.
+        and (when > claim.stated or what == "the claim")
+    ]
+
+
 def _judge_margins(found: Measured, words: list[str], common: dict) -> Judged:
     level, parts = common["level"], found.margins
     verdict = INCONCLUSIVE
     if found.decidable:
         # One part that fails refutes, so its level is shared out among the parts.
-        short = [part for part in parts if _short(part, level / len(parts))]
+        short = [part for part in parts if part.refutes and _short(part, level / len(parts))]
         if short:
             verdict, parts, level = REFUTED, short, level / len(parts)
-        elif all(_beyond(part, level) for part in parts):
+        elif all(part.supports and _beyond(part, level) for part in parts):
             verdict = SUPPORTED
     weakest = min(parts, key=lambda part: _slack(part, level))
-    undecided = verdict == INCONCLUSIVE and not found.problems
+    open_ended = verdict == INCONCLUSIVE and not found.problems
+    unreachable = open_ended and not _may_settle(parts, weakest)
+    settles = open_ended and not unreachable
     return Judged(
-        **{**common, "level": level},
+        **{**common, "level": level, "blocked": common["blocked"] or unreachable},
         verdict=verdict,
         effect=weakest.interval(level),
         decisive=weakest.name,
         bound=weakest.bound,
-        settles_at=settling_n(weakest.values, weakest.bound, level) if undecided else None,
+        settles_at=settling_n(weakest.values, weakest.bound, level) if settles else None,
         reason="; ".join(words),
     )
+
+
+def _may_settle(parts: Sequence[Margins], weakest: Margins) -> bool:
+    """Whether the outcome that the weakest part leans to may be decided at all."""
+    if mean(weakest.values) > weakest.bound:
+        return all(part.supports for part in parts)
+    return weakest.refutes
 
 
 def _beyond(part: Margins, level: float) -> bool:
@@ -178,8 +206,8 @@ def _slack(part: Margins, level: float) -> float:
 
 def _judge_cells(test: Test, found: Measured, words: list[str], common: dict) -> Judged:
     asked = test.delta.value
-    short = [(name, factor) for name, factor in found.cells if factor.high < asked]
-    beyond = [name for name, factor in found.cells if factor.low > asked]
+    short = [cell for cell in found.cells if cell.factor.high < asked]
+    beyond = [cell for cell in found.cells if cell.factor.low > asked]
     words.insert(0, f"{len(beyond)} of {len(found.cells)} cells beyond, {len(short)} short")
     verdict = INCONCLUSIVE
     if found.decidable:
@@ -187,12 +215,12 @@ def _judge_cells(test: Test, found: Measured, words: list[str], common: dict) ->
             verdict = REFUTED
         elif len(beyond) == len(found.cells):
             verdict = SUPPORTED
-    name, factor = min(found.cells, key=lambda cell: cell[1].value)
+    weakest = min(found.cells, key=lambda cell: cell.factor.value)
     return Judged(
         **common,
         verdict=verdict,
-        effect=factor,
-        decisive=name,
+        effect=weakest.factor,
+        decisive=weakest.name,
         bound=asked,
         reason="; ".join(words),
     )
