@@ -4,8 +4,9 @@ Over seeds, the two-sided t interval at Holm's level decides: wholly beyond the 
 comparison supports, wholly short of it on one refutes. Timings have repeats, which are no seeds:
 they are judged in cells (places of a sweep that were measured apart), at least three, each by the
 ratio of medians and by the range that the 20th to 80th percentiles of both sides allow. Supported:
-every cell's whole range is beyond δ; refuted: at least three cells' whole ranges are short of it.
-Anything else, and anything with fewer than three seeds or cells, is inconclusive.
+every cell's whole range is beyond δ; refuted: at least three cells' whole ranges are short of it;
+beyond in some and short in one or two: inconclusive and mixed, with the place from which on it
+holds. Anything else, and anything with fewer than three seeds or cells, is inconclusive.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 from ham.claims.config import Claim, Claims, Test
 from ham.claims.evidence import Observation
 from ham.claims.measure import Kept, Measured, measure
+from ham.claims.mixed import HoldsFrom, holds_from, mixed_words
 from ham.report.inference import (
     MIN_SEEDS,
     Margins,
@@ -46,6 +48,8 @@ class Judged:
         bound: What the effect is asked to exceed.
         settles_at: The n that would settle an inconclusive test, or None.
         kept: What the sides that route keep of the tokens.
+        holds_from: For timings that hold in some cells and fall short in others: by coordinate,
+            from where on they hold; None for all others.
         blocked: Whether something other than n and spread stands against a decision.
         reason: Why there is no decision, or what should be known.
     """
@@ -64,6 +68,7 @@ class Judged:
     reason: str = ""
     runs: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()
+    holds_from: HoldsFrom | None = None
     blocked: bool = False
 
 
@@ -209,12 +214,15 @@ def _judge_cells(test: Test, found: Measured, words: list[str], common: dict) ->
     short = [cell for cell in found.cells if cell.factor.high < asked]
     beyond = [cell for cell in found.cells if cell.factor.low > asked]
     words.insert(0, f"{len(beyond)} of {len(found.cells)} cells beyond, {len(short)} short")
-    verdict = INCONCLUSIVE
+    verdict, held = INCONCLUSIVE, None
     if found.decidable:
         if len(short) >= MIN_SEEDS:
             verdict = REFUTED
         elif len(beyond) == len(found.cells):
             verdict = SUPPORTED
+        elif short and beyond:
+            held = holds_from(found.cells, asked)
+            words.insert(1, mixed_words(found.cells, short, held))
     weakest = min(found.cells, key=lambda cell: cell.factor.value)
     return Judged(
         **common,
@@ -222,5 +230,6 @@ def _judge_cells(test: Test, found: Measured, words: list[str], common: dict) ->
         effect=weakest.factor,
         decisive=weakest.name,
         bound=asked,
+        holds_from=held,
         reason="; ".join(words),
     )

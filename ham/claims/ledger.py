@@ -22,8 +22,8 @@ NOTE = (
     "included. A claim is supported if all of its tests are, refuted if one is; of several "
     "comparisons the one nearest to failing is shown. Timings have repeats and no seeds: supported "
     "where in each of at least three cells the whole range (20th to 80th percentile of both sides) "
-    "lies beyond δ, refuted where at least three lie wholly short. n counts seeds, or cells of "
-    "timings; below three nothing is decided. Tokens kept: the share that each side that routes "
+    "lies beyond δ, refuted where at least three lie wholly short, mixed where one or two do. n "
+    "counts seeds, or cells of timings; below three nothing is decided. Tokens kept: the share that each side that routes "
     "really kept of the rows compared, with its range over the grid; where a claim asks for equal "
     "shares and they differ, only a win of the side that keeps fewer counts."
 )
@@ -180,21 +180,24 @@ def as_text(
             if one.kept:
                 lines.append(f"        tokens kept: {kept_words(one)}")
             if one.verdict == INCONCLUSIVE and one.effect is not None and not one.blocked:
-                lines.append(f"        {_settling(one)}")
+                lines += [f"        {words}" for words in _settling(one)]
             if one.reason:
                 lines.append(f"        {one.reason}")
         lines.append(f"    recompute: {command(claim.claim.id, places, claims_file)}")
     return "\n".join([*lines, "", tally(judged)])
 
 
-def _settling(one: Judged) -> str:
+def _settling(one: Judged) -> list[str]:
+    if one.holds_from is not None:
+        # Each cell has its answer; the reason says where it holds.
+        return []
     if one.test.test == "timing":
-        return "more cells would have to be measured"
+        return ["more cells, or cells with less noise, would have to be measured"]
     if one.settles_at is not None:
-        return f"would be settled at n={one.settles_at} if mean and spread stayed the same"
+        return [f"would be settled at n={one.settles_at} if mean and spread stayed the same"]
     if one.n < 2:
-        return "with one seed there is no spread from which to tell the n that would settle it"
-    return f"no n up to {LARGEST_N:,} is known that would settle it"
+        return ["with one seed there is no spread from which to tell the n that would settle it"]
+    return [f"no n up to {LARGEST_N:,} is known that would settle it"]
 
 
 def as_records(
@@ -234,6 +237,7 @@ def _test_record(one: Judged) -> dict[str, Any]:
         "p": one.p,
         "p_adjusted": one.p_adjusted,
         "settles_at": one.settles_at,
+        "holds_from": one.holds_from,
         "kv_fraction": {kept.side: kept.mean for kept in one.kept},
         "reason": one.reason,
         "runs": list(one.runs),
