@@ -23,9 +23,10 @@ NOTE = (
     "comparisons the one nearest to failing is shown. Timings have repeats and no seeds: supported "
     "where in each of at least three cells the whole range (20th to 80th percentile of both sides) "
     "lies beyond δ, refuted where at least three lie wholly short, mixed where one or two do. n "
-    "counts seeds, or cells of timings; below three nothing is decided. Tokens kept: the share that each side that routes "
-    "really kept of the rows compared, with its range over the grid; where a claim asks for equal "
-    "shares and they differ, only a win of the side that keeps fewer counts."
+    "counts seeds, or cells of timings; below three nothing is decided. Tokens kept: the share "
+    "that each side that routes really kept of the rows compared, with its range over the grid; "
+    "where a claim asks for equal shares and they differ, only a win of the side that keeps fewer "
+    "counts."
 )
 LEGEND = "A dash: no number."
 COLUMNS = [

@@ -1,6 +1,7 @@
 """Timings: what both sides measured in one run, launched alike and right, as factors by cell.
 
 Repeats are no seeds, so a timing is judged in cells (places of a sweep that were measured apart).
+What was timed, and what memory it took, is said beside every verdict: it is made from the rows.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import Any
 from ham.claims.config import Test, Where
 from ham.claims.evidence import Observation
 from ham.claims.query import coordinate, timing_fault, value_of
+from ham.measure.sweep.grid import UNSTRUCTURED
+from ham.report.formats import byte_size, join_words, parameters
 from ham.report.rows import Row
 from ham.report.statistics import Estimate
 
+PEAK = "peak_bytes"
 Key = tuple
 
 
@@ -49,17 +53,57 @@ def factors(test: Test, found: Sequence[Sequence[Observation]]) -> Factors:
     notes: list[str] = []
     # A cell that was measured in several runs counts once: the last run given.
     cells: dict[Key, tuple[Cell, str]] = {}
+    rows: dict[Key, tuple[Row, Row]] = {}
     for key in (key for key in arm if key in theirs):
         factor = _factor(arm[key], theirs[key], where)
         if isinstance(factor, str):
             notes.append(f"{_words(key, where)}: {factor}")
         else:
             cells[key[1:]] = Cell(_words(key, where), factor, _place(key, where)), key[0]
+            rows[key[1:]] = arm[key], theirs[key]
     alone = len(arm.keys() - theirs.keys())
     if alone:
         notes.append(f"{alone} cells lack {test.reference[0].name}")
     runs = sorted({run for _, run in cells.values()})
-    return Factors([cell for cell, _ in cells.values()], runs, list(dict.fromkeys(notes)))
+    counted = [cell for cell, _ in cells.values()]
+    notes = [*what_was_timed(test, counted, list(rows.values())), *dict.fromkeys(notes)]
+    return Factors(counted, runs, notes)
+
+
+def what_was_timed(test: Test, cells: Sequence[Cell], rows: Sequence[tuple[Row, Row]]) -> list[str]:
+    """Sizes, providers, coordinates and peak memory behind the factors."""
+    if not cells:
+        return []
+    sides = [*test.arms, *test.reference]
+    words = [
+        f"{side.name} is {_model(own)}"
+        for side, own in zip(sides, zip(*rows, strict=True), strict=True)
+    ]
+    places = {place for cell in cells if (place := cell.place.get("x")) is not None}
+    if places:
+        words.append(f"at x {join_words([f'{x:,.10g}' for x in sorted(places)])}")
+    if any(side.labels.get("routing") == UNSTRUCTURED for side in sides):
+        words.append(f"routing={UNSTRUCTURED}: tokens are kept as told, no trained score decides")
+    return [*words, *_peak(cells, rows)]
+
+
+def _model(rows: Sequence[Row]) -> str:
+    sizes = sorted({parameters(row.parameters) for row in rows if row.parameters is not None})
+    size = f"{join_words(sizes)} parameters, " if sizes else ""
+    return f"{size}provider {join_words(sorted({row.provider for row in rows}))}"
+
+
+def _peak(cells: Sequence[Cell], rows: Sequence[tuple[Row, Row]]) -> list[str]:
+    """Peak memory of both sides at the last horizontal coordinate."""
+    both = [
+        (cell, *(row.labels.get(PEAK) for row in pair))
+        for cell, pair in zip(cells, rows, strict=True)
+    ]
+    known = [one for one in both if all(isinstance(peak, int | float) for peak in one[1:])]
+    if not known:
+        return []
+    cell, ours, theirs = max(known, key=lambda one: one[0].place.get("x", 0.0))
+    return [f"{PEAK} at {cell.name}: {byte_size(ours)} against {byte_size(theirs)}"]
 
 
 def _key(one: Observation, where: Where) -> Key:
