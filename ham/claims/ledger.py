@@ -10,6 +10,7 @@ from typing import Any
 from ham.claims.config import RELATIVE, TIMES
 from ham.claims.judge import INCONCLUSIVE, VERDICTS, Judged, JudgedClaim
 from ham.claims.measure import Kept
+from ham.claims.ranges import printed
 from ham.report.formats import count, join_words, significant
 from ham.report.inference import LARGEST_N
 from ham.report.tables_base import Column, Record, Table
@@ -26,7 +27,8 @@ NOTE = (
     "counts seeds, or cells of timings; below three nothing is decided. Tokens kept: the share "
     "that each side that routes really kept of the rows compared, with its range over the grid; "
     "where a claim asks for equal shares and they differ, only a win of the side that keeps fewer "
-    "counts."
+    "counts. Intervals of shares are printed as far as they are possible; verdicts rest on them as "
+    "computed, and so do the columns low and high of the CSV file."
 )
 LEGEND = "A dash: no number."
 COLUMNS = [
@@ -99,14 +101,17 @@ def _size(one: Judged) -> str:
 
 
 def interval_words(one: Judged) -> str | None:
-    """`[0.01, 0.03] (98.3 % t, beyond 0.005?)`; None where one seed or cell gives none."""
+    """`[0.01, 0.03] (98.3 % t; bound 0.005)`; None where one seed or cell gives none."""
     effect = one.effect
     if effect is None or effect.low is None or effect.high is None:
         return None
-    ends = ", ".join(_number(one, end) for end in (effect.low, effect.high))
+    seen = printed(one.test, effect.low, effect.high)
+    ends = ", ".join(_number(one, end) for end in (seen.low, seen.high))
     kind = f"{100 * (1 - one.level):.4g} % t" if effect.interval != "p20_p80" else "p20 to p80"
     kind = "exact" if effect.interval == "exact" else kind
-    return f"[{ends}] ({kind}; bound {_number(one, one.bound or 0.0)})"
+    clipped = ", clipped to what is possible" if seen.clipped else ""
+    nothing = "" if seen.informative else ": no information"
+    return f"[{ends}] ({kind}{clipped}; bound {_number(one, one.bound or 0.0)}){nothing}"
 
 
 def _number(one: Judged, value: float) -> str:
@@ -232,6 +237,7 @@ def _test_record(one: Judged) -> dict[str, Any]:
         "effect": None if effect is None else effect.value,
         "low": None if effect is None else effect.low,
         "high": None if effect is None else effect.high,
+        "interval": interval_words(one),
         "level": one.level,
         "bound": one.bound,
         "decisive": one.decisive,
