@@ -26,6 +26,12 @@ CLAIMS_FILE = "workflow/config/claims.yaml"
 Text = Annotated[str, Field(min_length=1)]
 
 
+def _with_time_zone(stated: datetime) -> datetime:
+    if stated.tzinfo is None:
+        raise ValueError("needs a time zone, e.g. 2026-11-25T19:00:00Z")
+    return stated
+
+
 class Delta(Strict):
     """The smallest effect of interest, decided before the runs.
 
@@ -103,11 +109,46 @@ class Where(Strict):
         return self.label or self.metric
 
 
-class SameMetric(Strict):
-    """A number that must agree between both sides, or the comparison says nothing."""
+class Condition(Strict):
+    """What must hold beside a comparison.
+
+    Attributes:
+        stated: When, if later than its claim; rows from before are marked.
+    """
+
+    stated: datetime | None = None
+
+    @field_validator("stated")
+    @classmethod
+    def _has_a_time_zone(cls, stated: datetime | None) -> datetime | None:
+        return None if stated is None else _with_time_zone(stated)
+
+
+class SameFraction(Condition):
+    """Both sides must keep as many tokens, or only the side that keeps fewer can win.
+
+    Attributes:
+        value: Largest difference of the realised share of tokens in the cache, at every place of
+            the rows compared.
+        reason: Why this much; empty in files that give the number alone.
+    """
+
+    value: PositiveFloat
+    reason: str = ""
+
+
+class SameMetric(Condition):
+    """A number that must agree between both sides, or the comparison says nothing.
+
+    Attributes:
+        tolerance: Largest difference, relative to the reference.
+        own_length: Whether it must be that of the task: at the length of the rows compared, and
+            with the share of tokens in the cache that they have.
+    """
 
     where: Where
-    tolerance: PositiveFloat = Field(description="Largest difference, relative to the reference.")
+    tolerance: PositiveFloat
+    own_length: bool = False
 
 
 class Test(Strict):
@@ -122,7 +163,7 @@ class Test(Strict):
         family: Holm's correction runs over its tests; None: not corrected.
         arm: The arm that the claim is about. For `monotone` with several arms the curve goes
             through them in this order, otherwise along the horizontal coordinate.
-        same_fraction: Largest difference of the realised share of tokens in the cache.
+        same_fraction: Both sides must keep as many tokens; a plain number is its value.
         same_metric: Another number that must agree, e.g. bytes of the cache.
         points: Fewest points of a curve.
         largest_step: For `monotone`: the largest share of the whole gain that one step may carry;
@@ -138,10 +179,15 @@ class Test(Strict):
     where: Where
     arm: Side | Annotated[list[Side], Field(min_length=3)]
     reference: list[Side] = Field(default_factory=list)
-    same_fraction: PositiveFloat | None = None
+    same_fraction: SameFraction | None = None
     same_metric: SameMetric | None = None
     points: Annotated[int, Field(ge=3)] = 3
     largest_step: Fraction | None = None
+
+    @field_validator("same_fraction", mode="before")
+    @classmethod
+    def _a_number_is_its_value(cls, given: Any) -> Any:
+        return {"value": given} if isinstance(given, int | float) else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Test:
@@ -198,9 +244,7 @@ class Claim(Strict):
     @field_validator("stated")
     @classmethod
     def _has_a_time_zone(cls, stated: datetime) -> datetime:
-        if stated.tzinfo is None:
-            raise ValueError("needs a time zone, e.g. 2026-11-25T19:00:00Z")
-        return stated
+        return _with_time_zone(stated)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Claim:

@@ -4,8 +4,9 @@ Over seeds, the two-sided t interval at Holm's level decides: wholly beyond the 
 comparison supports, wholly short of it on one refutes. Timings have repeats, which are no seeds:
 they are judged in cells (places of a sweep that were measured apart), at least three, each by the
 ratio of medians and by the range that the 20th to 80th percentiles of both sides allow. Supported:
-every cell's whole range is beyond δ; refuted: at least three cells' whole ranges are short of it.
-Anything else, and anything with fewer than three seeds or cells, is inconclusive.
+every cell's whole range is beyond δ; refuted: at least three cells' whole ranges are short of it;
+beyond in some and short in one or two: inconclusive and mixed, with the place from which on it
+holds. Anything else, and anything with fewer than three seeds or cells, is inconclusive.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Literal
 
 from ham.claims.config import Claim, Claims, Test
 from ham.claims.evidence import Observation
-from ham.claims.measure import Measured, measure
+from ham.claims.measure import Kept, Measured, measure
+from ham.claims.mixed import HoldsFrom, holds_from, mixed_words
 from ham.report.inference import (
     MIN_SEEDS,
     Margins,
@@ -25,7 +27,7 @@ from ham.report.inference import (
     joint_p,
     settling_n,
 )
-from ham.report.statistics import Estimate
+from ham.report.statistics import Estimate, mean
 
 Verdict = Literal["supported", "refuted", "inconclusive", "not run"]
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_RUN = "supported", "refuted", "inconclusive", "not run"
@@ -45,6 +47,9 @@ class Judged:
         decisive: Its name.
         bound: What the effect is asked to exceed.
         settles_at: The n that would settle an inconclusive test, or None.
+        kept: What the sides that route keep of the tokens.
+        holds_from: For timings that hold in some cells and fall short in others: by coordinate,
+            from where on they hold; None for all others.
         blocked: Whether something other than n and spread stands against a decision.
         reason: Why there is no decision, or what should be known.
     """
@@ -62,6 +67,8 @@ class Judged:
     settles_at: int | None = None
     reason: str = ""
     runs: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    holds_from: HoldsFrom | None = None
     blocked: bool = False
 
 
@@ -121,10 +128,9 @@ def _correct(
 
 def _judge_test(claim: Claim, test: Test, found: Measured, level: float) -> Judged:
     common = {"claim": claim.id, "test": test, "n": found.n, "level": level}
-    common |= {"runs": tuple(found.runs), "blocked": bool(found.problems)}
-    words = [*found.problems, *found.notes]
-    if found.oldest is not None and found.oldest < claim.stated:
-        words.append(f"rows are from before the claim was stated ({claim.stated:%Y-%m-%d})")
+    common |= {"runs": tuple(found.runs), "kept": tuple(found.kept)}
+    common["blocked"] = bool(found.problems)
+    words = [*found.problems, *found.notes, *_later_than_rows(claim, test, found)]
     if not found.ran:
         return Judged(verdict=NOT_RUN, reason="; ".join(words), **common)
     if found.n < MIN_SEEDS and not found.problems:
@@ -137,27 +143,54 @@ def _judge_test(claim: Claim, test: Test, found: Measured, level: float) -> Judg
     return _judge_margins(found, words, common)
 
 
+def _later_than_rows(claim: Claim, test: Test, found: Measured) -> list[str]:
+    """Marks of what was stated after the rows were there, and may have been made to fit."""
+    stated = {"the claim": claim.stated}
+    if test.same_fraction:
+        stated["its condition on tokens kept"] = test.same_fraction.stated
+    if test.same_metric:
+        stated[f"its condition on {test.same_metric.where.quantity}"] = test.same_metric.stated
+    return [
+        f"rows are from before {what} was stated ({when:%Y-%m-%d})"
+        for what, when in stated.items()
+        if when
+        and found.oldest is not None
+        and found.oldest < when
+        # What was stated with the claim needs no mark of its own.
+        and (when > claim.stated or what == "the claim")
+    ]
+
+
 def _judge_margins(found: Measured, words: list[str], common: dict) -> Judged:
     level, parts = common["level"], found.margins
     verdict = INCONCLUSIVE
     if found.decidable:
         # One part that fails refutes, so its level is shared out among the parts.
-        short = [part for part in parts if _short(part, level / len(parts))]
+        short = [part for part in parts if part.refutes and _short(part, level / len(parts))]
         if short:
             verdict, parts, level = REFUTED, short, level / len(parts)
-        elif all(_beyond(part, level) for part in parts):
+        elif all(part.supports and _beyond(part, level) for part in parts):
             verdict = SUPPORTED
     weakest = min(parts, key=lambda part: _slack(part, level))
-    undecided = verdict == INCONCLUSIVE and not found.problems
+    open_ended = verdict == INCONCLUSIVE and not found.problems
+    unreachable = open_ended and not _may_settle(parts, weakest)
+    settles = open_ended and not unreachable
     return Judged(
-        **{**common, "level": level},
+        **{**common, "level": level, "blocked": common["blocked"] or unreachable},
         verdict=verdict,
         effect=weakest.interval(level),
         decisive=weakest.name,
         bound=weakest.bound,
-        settles_at=settling_n(weakest.values, weakest.bound, level) if undecided else None,
+        settles_at=settling_n(weakest.values, weakest.bound, level) if settles else None,
         reason="; ".join(words),
     )
+
+
+def _may_settle(parts: Sequence[Margins], weakest: Margins) -> bool:
+    """Whether the outcome that the weakest part leans to may be decided at all."""
+    if mean(weakest.values) > weakest.bound:
+        return all(part.supports for part in parts)
+    return weakest.refutes
 
 
 def _beyond(part: Margins, level: float) -> bool:
@@ -178,21 +211,25 @@ def _slack(part: Margins, level: float) -> float:
 
 def _judge_cells(test: Test, found: Measured, words: list[str], common: dict) -> Judged:
     asked = test.delta.value
-    short = [(name, factor) for name, factor in found.cells if factor.high < asked]
-    beyond = [name for name, factor in found.cells if factor.low > asked]
+    short = [cell for cell in found.cells if cell.factor.high < asked]
+    beyond = [cell for cell in found.cells if cell.factor.low > asked]
     words.insert(0, f"{len(beyond)} of {len(found.cells)} cells beyond, {len(short)} short")
-    verdict = INCONCLUSIVE
+    verdict, held = INCONCLUSIVE, None
     if found.decidable:
         if len(short) >= MIN_SEEDS:
             verdict = REFUTED
         elif len(beyond) == len(found.cells):
             verdict = SUPPORTED
-    name, factor = min(found.cells, key=lambda cell: cell[1].value)
+        elif short and beyond:
+            held = holds_from(found.cells, asked)
+            words.insert(1, mixed_words(found.cells, short, held))
+    weakest = min(found.cells, key=lambda cell: cell.factor.value)
     return Judged(
         **common,
         verdict=verdict,
-        effect=factor,
-        decisive=name,
+        effect=weakest.factor,
+        decisive=weakest.name,
         bound=asked,
+        holds_from=held,
         reason="; ".join(words),
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 from ham.claims.config import RELATIVE, TIMES
 from ham.claims.judge import INCONCLUSIVE, VERDICTS, Judged, JudgedClaim
+from ham.claims.measure import Kept
+from ham.claims.ranges import printed
 from ham.report.formats import count, join_words, significant
 from ham.report.inference import LARGEST_N
 from ham.report.tables_base import Column, Record, Table
@@ -21,8 +23,12 @@ NOTE = (
     "included. A claim is supported if all of its tests are, refuted if one is; of several "
     "comparisons the one nearest to failing is shown. Timings have repeats and no seeds: supported "
     "where in each of at least three cells the whole range (20th to 80th percentile of both sides) "
-    "lies beyond δ, refuted where at least three lie wholly short. n counts seeds, or cells of "
-    "timings; below three nothing is decided."
+    "lies beyond δ, refuted where at least three lie wholly short, mixed where one or two do. n "
+    "counts seeds, or cells of timings; below three nothing is decided. Tokens kept: the share "
+    "that each side that routes really kept of the rows compared, with its range over the grid; "
+    "where a claim asks for equal shares and they differ, only a win of the side that keeps fewer "
+    "counts. Intervals of shares are printed as far as they are possible; verdicts rest on them as "
+    "computed, and so do the columns low and high of the CSV file."
 )
 LEGEND = "A dash: no number."
 COLUMNS = [
@@ -32,6 +38,7 @@ COLUMNS = [
     Column("asked", "asked"),
     Column("effect", "effect", significant),
     Column("interval", "interval"),
+    Column("kept", "tokens kept"),
     Column("n", "n", count),
     Column("settles_at", "n that would settle it", count),
     Column("reason", "why, and what to know"),
@@ -46,8 +53,11 @@ COLUMNS = [
     Column("p", "p", significant),
     Column("p_adjusted", "adjusted p", significant),
 ]
-READER_COLUMNS = tuple(column.key for column in COLUMNS[:12])
-SHORT_COLUMNS = ("claim", "statement", "test", "verdict", "effect", "interval", "n", "reason")
+READER_COLUMNS = tuple(column.key for column in COLUMNS[:13])
+SHORT_COLUMNS = (
+    *("claim", "statement", "test", "verdict"),
+    *("effect", "interval", "kept", "n", "reason"),
+)
 
 
 def tally(judged: Sequence[JudgedClaim]) -> str:
@@ -91,19 +101,32 @@ def _size(one: Judged) -> str:
 
 
 def interval_words(one: Judged) -> str | None:
-    """`[0.01, 0.03] (98.3 % t, beyond 0.005?)`; None where one seed or cell gives none."""
+    """`[0.01, 0.03] (98.3 % t; bound 0.005)`; None where one seed or cell gives none."""
     effect = one.effect
     if effect is None or effect.low is None or effect.high is None:
         return None
-    ends = ", ".join(_number(one, end) for end in (effect.low, effect.high))
+    seen = printed(one.test, effect.low, effect.high)
+    ends = ", ".join(_number(one, end) for end in (seen.low, seen.high))
     kind = f"{100 * (1 - one.level):.4g} % t" if effect.interval != "p20_p80" else "p20 to p80"
     kind = "exact" if effect.interval == "exact" else kind
-    return f"[{ends}] ({kind}; bound {_number(one, one.bound or 0.0)})"
+    clipped = ", clipped to what is possible" if seen.clipped else ""
+    nothing = "" if seen.informative else ": no information"
+    return f"[{ends}] ({kind}{clipped}; bound {_number(one, one.bound or 0.0)}){nothing}"
 
 
 def _number(one: Judged, value: float) -> str:
     scale, end = (100, " %") if one.test.delta.unit == RELATIVE else (1, "")
     return f"{scale * value:.3g}{'×' if one.test.delta.unit == TIMES else end}"
+
+
+def kept_words(one: Judged) -> str:
+    """`ham-cosine 18.0 % (12.6 to 25.4), ham-random 24.4 %`; empty where no side routes."""
+    return ", ".join(f"{kept.side} {_share(kept)}" for kept in one.kept)
+
+
+def _share(kept: Kept) -> str:
+    low, middle, high = (f"{100 * share:.1f}" for share in (kept.low, kept.mean, kept.high))
+    return f"{middle} %" if low == high else f"{middle} % ({low} to {high})"
 
 
 def ledger_table(
@@ -122,6 +145,7 @@ def ledger_table(
                     "asked": asked(one),
                     "effect": None if one.effect is None else one.effect.value,
                     "interval": interval_words(one),
+                    "kept": kept_words(one) or None,
                     "n": one.n,
                     "settles_at": one.settles_at,
                     "reason": _why(one) or None,
@@ -159,22 +183,27 @@ def as_text(
                 found = interval_words(one) or "no interval"
                 effect = _number(one, one.effect.value)
                 lines.append(f"        effect {effect} {found}, n={one.n}; {one.decisive}")
+            if one.kept:
+                lines.append(f"        tokens kept: {kept_words(one)}")
             if one.verdict == INCONCLUSIVE and one.effect is not None and not one.blocked:
-                lines.append(f"        {_settling(one)}")
+                lines += [f"        {words}" for words in _settling(one)]
             if one.reason:
                 lines.append(f"        {one.reason}")
         lines.append(f"    recompute: {command(claim.claim.id, places, claims_file)}")
     return "\n".join([*lines, "", tally(judged)])
 
 
-def _settling(one: Judged) -> str:
+def _settling(one: Judged) -> list[str]:
+    if one.holds_from is not None:
+        # Each cell has its answer; the reason says where it holds.
+        return []
     if one.test.test == "timing":
-        return "more cells would have to be measured"
+        return ["more cells, or cells with less noise, would have to be measured"]
     if one.settles_at is not None:
-        return f"would be settled at n={one.settles_at} if mean and spread stayed the same"
+        return [f"would be settled at n={one.settles_at} if mean and spread stayed the same"]
     if one.n < 2:
-        return "with one seed there is no spread from which to tell the n that would settle it"
-    return f"no n up to {LARGEST_N:,} is known that would settle it"
+        return ["with one seed there is no spread from which to tell the n that would settle it"]
+    return [f"no n up to {LARGEST_N:,} is known that would settle it"]
 
 
 def as_records(
@@ -208,12 +237,15 @@ def _test_record(one: Judged) -> dict[str, Any]:
         "effect": None if effect is None else effect.value,
         "low": None if effect is None else effect.low,
         "high": None if effect is None else effect.high,
+        "interval": interval_words(one),
         "level": one.level,
         "bound": one.bound,
         "decisive": one.decisive,
         "p": one.p,
         "p_adjusted": one.p_adjusted,
         "settles_at": one.settles_at,
+        "holds_from": one.holds_from,
+        "kv_fraction": {kept.side: kept.mean for kept in one.kept},
         "reason": one.reason,
         "runs": list(one.runs),
     }

@@ -12,24 +12,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from ham.claims.config import RELATIVE, SameMetric, Side, Test, Where
+from ham.claims.conditions import Checked, check_fraction, check_metric
+from ham.claims.config import RELATIVE, Side, Test, Where
 from ham.claims.evidence import Observation
-from ham.claims.query import (
-    Gathered,
-    coordinate,
-    gather,
-    select,
-    timing_fault,
-    value_of,
-    why_nothing,
-)
+from ham.claims.query import Gathered, coordinate, gather, select, value_of, why_nothing
+from ham.claims.timings import Cell, factors
 from ham.report.formats import join_words
 from ham.report.inference import MIN_SEEDS, Margins
 from ham.report.metrics import better_direction
-from ham.report.rows import Row
-from ham.report.statistics import Estimate, mean
+from ham.report.statistics import mean
 
 SMOKE = "rows of a smoke run prove nothing"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The realised share of tokens in the cache of one side: its mean, and over the grid."""
+
+    side: str
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Measured:
         ran: Whether every side has rows.
         margins: Per comparison one effect a seed; good is large.
         cells: Per cell the factor of a timing, with its range.
+        kept: What the sides that route keep of the tokens.
         n: Seeds, or cells of a timing.
         problems: Why there can be no decision.
         notes: What a reader should know besides.
@@ -49,7 +53,8 @@ class Measured:
 
     ran: bool = True
     margins: list[Margins] = field(default_factory=list)
-    cells: list[tuple[str, Estimate]] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     n: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,9 +89,7 @@ def _measure(test: Test, evidence: Sequence[Observation]) -> Measured:
             notes.append(f"none of {join_words([side.name for side in missing[1:]])} either")
         return Measured(ran=False, notes=notes)
     if test.test == "timing":
-        result = _timing(test, found)
-        result.oldest = _oldest(found, result.runs)
-        return result
+        return _timing(test, found)
     shared = set.intersection(*({one.run for one in rows} for rows in found))
     if not shared:
         names = join_words([side.name for side in sides])
@@ -99,11 +102,32 @@ def _measure(test: Test, evidence: Sequence[Observation]) -> Measured:
         )
         return result
     own = [[one for one in rows if one.run in shared] for rows in found]
-    _over_seeds(result, test, sides, own)
+    gathered = _over_seeds(result, test, sides, own)
+    if not result.margins:
+        return result
+    if test.test != "monotone" or isinstance(test.arm, list):
+        for side in gathered:
+            result.kept += _kept(side.name, (side.shares() or {}).values())
+    if test.same_fraction:
+        _take(result, check_fraction(test, gathered, result.margins))
     if test.same_metric and not result.problems:
         run = [one for one in evidence if one.run in shared]
-        _check_same_metric(result, test.same_metric, test.arms[0], test.reference, run)
+        _take(result, check_metric(test, gathered, result.margins, run))
     return result
+
+
+def _kept(side: str, shares: Iterable[float | None]) -> list[Kept]:
+    """What a side keeps; nothing where it does not route or a row does not tell."""
+    known = list(shares)
+    if not known or None in known:
+        return []
+    return [Kept(side, mean(known), min(known), max(known))]
+
+
+def _take(result: Measured, checked: Checked) -> None:
+    result.margins = checked.margins
+    result.problems += checked.problems
+    result.notes += checked.notes
 
 
 def _oldest(found: list[list[Observation]], runs: Iterable[str]) -> datetime | None:
@@ -113,8 +137,8 @@ def _oldest(found: list[list[Observation]], runs: Iterable[str]) -> datetime | N
 
 def _over_seeds(
     result: Measured, test: Test, sides: list[Side], found: list[list[Observation]]
-) -> None:
-    """Fill in margins over the seeds that all sides share."""
+) -> list[Gathered]:
+    """Fill in margins over the seeds that all sides share; the rows of these seeds."""
     where = test.where
     grid = {coordinate(one.row, where) for rows in found for one in rows}
     along_x = test.test == "monotone" and not isinstance(test.arm, list)
@@ -127,27 +151,34 @@ def _over_seeds(
     alone = sorted(set().union(*(side.by_seed for side in gathered)) - set(seeds))
     if alone:
         result.notes.append(f"without a partner: seed {join_words([str(s) for s in alone])}")
+    for side in gathered:
+        side.by_seed = {seed: side.by_seed[seed] for seed in seeds}
     if not seeds or result.problems:
-        return
+        return gathered
     if along_x:
         result.margins = _curve_margins(test, _curve_over_x(gathered[0], where, seeds), result)
-        return
+        return gathered
     per_side = [[side.values(where)[seed] for seed in seeds] for side in gathered]
     if test.test == "monotone":
         named = [(side.name, values) for side, values in zip(sides, per_side, strict=True)]
         result.margins = _curve_margins(test, named, result)
+    elif problem := _no_comparison(test, per_side):
+        result.problems.append(problem)
     else:
-        if test.delta.unit == RELATIVE and any(0 in values for values in per_side[1:]):
-            result.problems.append("a reference is 0, so that nothing is relative to it")
-            return
-        if test.test == "superiority" and len({v for values in per_side for v in values}) == 1:
-            result.problems.append(
-                f"every model has {per_side[0][0]:g} with every seed: a floor or a ceiling tells "
-                "nothing apart"
-            )
-            return
         result.margins = _comparisons(test, per_side)
-        _check_same_fraction(result, test, gathered)
+    return gathered
+
+
+def _no_comparison(test: Test, per_side: list[list[float]]) -> str | None:
+    """Why values cannot be compared, or None."""
+    if test.delta.unit == RELATIVE and any(0 in values for values in per_side[1:]):
+        return "a reference is 0, so that nothing is relative to it"
+    if test.test == "superiority" and len({v for values in per_side for v in values}) == 1:
+        return (
+            f"every model has {per_side[0][0]:g} with every seed: a floor or a ceiling tells "
+            "nothing apart"
+        )
+    return None
 
 
 def _comparisons(test: Test, per_side: list[list[float]]) -> list[Margins]:
@@ -206,102 +237,14 @@ def _curve_margins(
     return margins
 
 
-def _check_same_fraction(result: Measured, test: Test, gathered: list[Gathered]) -> None:
-    """The realised share of tokens in the cache must agree where a test demands it."""
-    if test.same_fraction is None:
-        return
-    arm, *references = gathered
-    ours = arm.kv_fraction()
-    for side in references:
-        theirs = side.kv_fraction()
-        if ours is None or theirs is None:
-            result.problems.append(f"rows of {arm.name} or {side.name} carry no kv_fraction")
-        elif abs(ours - theirs) > test.same_fraction:
-            result.problems.append(
-                f"realised shares differ: {arm.name} {ours:.3f}, {side.name} {theirs:.3f}; "
-                f"allowed {test.same_fraction:g}"
-            )
-
-
-def _check_same_metric(
-    result: Measured,
-    same: SameMetric,
-    arm: Side,
-    references: list[Side],
-    evidence: Sequence[Observation],
-) -> None:
-    """Another number, such as bytes of the cache, must agree with that of each reference."""
-    what = same.where.quantity
-    values: dict[str, float] = {}
-    for side in (arm, *references):
-        rows = [one.row for one in select(evidence, same.where, side)]
-        numbers = [value_of(row, same.where) for row in rows]
-        if not numbers or None in numbers:
-            why = "failed" if numbers else why_nothing(evidence, same.where, side)
-            result.problems.append(f"{what} of {side.name} cannot be compared: {why}")
-            return
-        values[side.name] = mean(numbers)
-    ours = values[arm.name]
-    for side in references:
-        theirs = values[side.name]
-        off = abs(ours - theirs) / abs(theirs) if theirs else float("inf")
-        if off > same.tolerance:
-            result.problems.append(
-                f"{what} differs by {100 * off:.1f} %: {arm.name} {ours:,.0f}, {side.name} "
-                f"{theirs:,.0f}; allowed {100 * same.tolerance:g} %"
-            )
-
-
 def _timing(test: Test, found: list[list[Observation]]) -> Measured:
-    """Factors by cell: what both sides measured in one run, launched alike and right."""
-    arm, theirs = ({_cell(one, test.where): one.row for one in rows} for rows in found)
-    result = Measured()
-    # A cell that was measured in several runs counts once: the last run given.
-    cells: dict[tuple, tuple[str, Estimate, str]] = {}
-    for key in (key for key in arm if key in theirs):
-        name = _cell_words(key, test.where)
-        factor = _factor(arm[key], theirs[key], test.where)
-        if isinstance(factor, str):
-            result.notes.append(f"{name}: {factor}")
-        else:
-            cells[key[1:]] = (name, factor, key[0])
-    alone = len(arm.keys() - theirs.keys())
-    if alone:
-        result.notes.append(f"{alone} cells lack {test.reference[0].name}")
-    if not cells:
+    """Factors by cell."""
+    timed = factors(test, found)
+    result = Measured(cells=timed.cells, n=len(timed.cells), runs=timed.runs, notes=timed.notes)
+    if not timed.cells:
         result.problems.append("no cell has a time of both sides that counts")
-    result.cells = [(name, factor) for name, factor, _ in cells.values()]
-    result.n, result.runs = len(cells), sorted({run for _, _, run in cells.values()})
+    for side, rows in zip([*test.arms, *test.reference], found, strict=True):
+        shares = [one.row.kv_fraction for one in rows if one.row.value is not None]
+        result.kept += _kept(side.name, shares)
+    result.oldest = _oldest(found, timed.runs)
     return result
-
-
-def _cell(one: Observation, where: Where) -> tuple:
-    return (one.run, one.row.device, *coordinate(one.row, where))
-
-
-def _cell_words(key: tuple, where: Where) -> str:
-    _, _, task, x, *labels = key
-    parts = [str(task)] if task is not None else []
-    parts += [f"x {x:g}"] if x is not None else []
-    return ", ".join(parts + [f"{name} {value}" for name, value in labels]) or where.experiment
-
-
-def _factor(ours: Row, theirs: Row, where: Where) -> Estimate | str:
-    """How many times less ours is, from the least to the most favourable ends of both ranges.
-
-    Labels, such as bytes, are exact and have no range.
-    """
-    fault = timing_fault(ours) or timing_fault(theirs)
-    if fault:
-        return fault
-    if where.label is not None:
-        mine, other = value_of(ours, where), value_of(theirs, where)
-        if mine is None or other is None or mine <= 0:
-            return f"no {where.label}"
-        return Estimate(other / mine, 1, other / mine, other / mine, "exact")
-    if ours.launch_mode != theirs.launch_mode:
-        return f"launched differently: {ours.launch_mode}, {theirs.launch_mode}"
-    if ours.low is None or theirs.low is None or ours.low <= 0:
-        return "no 20th to 80th percentile"
-    low, high = theirs.low / ours.high, theirs.high / ours.low
-    return Estimate(theirs.value / ours.value, min(ours.n, theirs.n), low, high, "p20_p80")

@@ -43,10 +43,24 @@ class Gathered:
             for seed, rows in self.by_seed.items()
         }
 
+    def rows(self) -> list[Row]:
+        """The rows of all seeds."""
+        return [row for rows in self.by_seed.values() for row in rows.values()]
+
+    def shares(self) -> dict[Coordinate, float] | None:
+        """The realised share of tokens in the cache by coordinate, mean over seeds.
+
+        None if there are no rows or one lacks it.
+        """
+        seeds = list(self.by_seed.values())
+        if not seeds or any(row.kv_fraction is None for row in self.rows()):
+            return None
+        return {place: mean([rows[place].kv_fraction for rows in seeds]) for place in seeds[0]}
+
     def kv_fraction(self) -> float | None:
         """The realised share of tokens in the cache, mean over all rows; None if one lacks it."""
-        shares = [row.kv_fraction for rows in self.by_seed.values() for row in rows.values()]
-        return None if not shares or None in shares else mean(shares)
+        shares = self.shares()
+        return None if shares is None else mean(list(shares.values()))
 
 
 def select(evidence: Iterable[Observation], where: Where, side: Side) -> list[Observation]:

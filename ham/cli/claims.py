@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.claims.evidence import read_evidence
     from ham.claims.judge import judge
     from ham.claims.ledger import as_records, as_text
+    from ham.claims.vocabulary import check_names
     from ham.errors import unknown_choice
 
     claims = load_claims(arguments.claims or shipped_claims())
@@ -41,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         if name not in ids:
             raise unknown_choice("claim", name, ids)
     places = [Path(place).as_posix() for place in arguments.places]
-    judged = judge(claims, read_evidence(places))
+    evidence = read_evidence(places)
+    check_names(claims, evidence)
+    judged = judge(claims, evidence)
     if arguments.only:
         judged = [one for one in judged if one.claim.id in arguments.only]
     if arguments.json:

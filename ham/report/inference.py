@@ -26,11 +26,15 @@ class Margins:
         name: Which comparison.
         values: One effect a seed, in the claim's unit.
         bound: The effect that the claim asks for.
+        supports, refutes: Whether it may support or refute the claim; false where the comparison
+            favours that outcome.
     """
 
     name: str
     values: tuple[float, ...]
     bound: float
+    supports: bool = True
+    refutes: bool = True
 
     def interval(self, level: float) -> Estimate:
         """The two-sided t interval that misses with probability `level`."""
@@ -68,11 +72,11 @@ def joint_p(margins: Sequence[Margins]) -> float:
 
     It is supported if every part is (intersection-union test: the largest p-value, Berger 1982) and
     refuted if any part is (Bonferroni over the parts). With one part this is the two-sided t test
-    of the mean against the bound.
+    of the mean against the bound. An outcome that a part may not decide has a p-value of 1 there.
     """
-    tested = [one_sided_p(part.values, part.bound) for part in margins]
-    supported = max(above for above, _ in tested)
-    refuted = len(tested) * min(below for _, below in tested)
+    tested = [(part, *one_sided_p(part.values, part.bound)) for part in margins]
+    supported = max(above if part.supports else 1.0 for part, above, _ in tested)
+    refuted = len(tested) * min(below if part.refutes else 1.0 for part, _, below in tested)
     return min(1.0, 2 * min(supported, refuted))
 
 

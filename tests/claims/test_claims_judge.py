@@ -342,15 +342,6 @@ def test_nothing_is_relative_to_zero():
     assert "a reference is 0" in one.reason
 
 
-def test_realised_shares_must_agree_where_that_is_asked():
-    test = make_test(same_fraction=0.03)
-    ours = [2.25, 2.26, 2.27]
-    for share, expected in ((0.26, SUPPORTED), (0.31, INCONCLUSIVE), (None, INCONCLUSIVE)):
-        rows = seeds_of("ours", ours, kv_fraction=0.25)
-        rows += seeds_of("theirs", THEIRS, kv_fraction=share)
-        assert verdict_of(rows, test).verdict == expected
-
-
 def test_bytes_must_agree_where_that_is_asked():
     memory = {"experiment": "memory", "metric": "cache_bytes_allocated"}
     test = make_test(same_metric={"where": memory, "tolerance": 0.1})

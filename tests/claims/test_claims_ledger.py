@@ -43,14 +43,16 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_the_command_prints_the_ledger(run_folder: Path, capsys: pytest.CaptureFixture):
-    file = write_claims(run_folder.parent / "c.yaml", make_test(), make_test(arm={"model": "x"}))
+    file = write_claims(
+        run_folder.parent / "c.yaml", make_test(), make_test(arm={"model": "mamba2"})
+    )
     assert main(["claims", str(run_folder), "--claims", file]) == 0
     printed = capsys.readouterr().out
     assert "X0  SUPPORTED  ours is better" in printed
     assert "asked: bits_per_byte better than theirs by more than 0.02 bits per byte" in printed
     assert "n=3; against theirs" in printed
     assert f"recompute: ham claims {run_folder} --claims {file} --only X0" in printed
-    assert "with model 'x'; there are: ours, theirs" in printed
+    assert "with model 'mamba2'; there are: ours, theirs" in printed
     assert printed.rstrip().endswith("1 supported, 0 refuted, 0 inconclusive, 1 not run")
     assert main(["claims", str(run_folder), "--claims", file, "--only", "X1"]) == 0
     assert "X0" not in capsys.readouterr().out

@@ -79,6 +79,17 @@ def test_joint_p_is_the_weakest_for_support_and_bonferroni_for_refutation():
     assert inference.joint_p([good, bad]) == pytest.approx(2 * 2 * below)
 
 
+def test_what_a_part_may_not_decide_has_no_small_p():
+    values = (1.0, 1.1, 0.9)
+    above, below = inference.one_sided_p(values, 0.0)
+    assert above < 0.01 < 0.99 < below
+    assert inference.joint_p([Margins("a", values, 0.0, refutes=False)]) == 2 * above
+    assert inference.joint_p([Margins("a", values, 0.0, supports=False)]) == 1.0
+    bad = tuple(-value for value in values)
+    assert inference.joint_p([Margins("b", bad, 0.0, supports=False)]) == pytest.approx(2 * above)
+    assert inference.joint_p([Margins("b", bad, 0.0, refutes=False)]) == 1.0
+
+
 def test_settling_n_by_hand():
     # Mean 0.1, s = 0.1 (values 0, 0.1, 0.2): t(n-1, 0.975) 0.1 / sqrt(n) < 0.1 where
     # t(n-1) < sqrt(n). n = 6: 2.5706 > 2.4495; n = 7: 2.4469 < 2.6458.
