@@ -8,7 +8,7 @@ it. `pieces` are the parts of the core between the projections, which can be tim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +79,13 @@ class DecodeLayer(ABC):
         mixer: The layer's mixer.
         index: Which layer of the model it is.
         settings: Sizes, device, dtype.
+
+    Attributes:
+        fused_pieces: What the launch of a piece does, where that is more than its name says.
     """
 
     provider = "torch"
+    fused_pieces: Mapping[str, str] = {}
 
     def __init__(self, mixer: SequenceMixer, index: int, settings: LayerSettings):
         self.mixer = mixer
@@ -248,16 +252,17 @@ class PaddedHamLayer(DecodeLayer):
         """All parts in order."""
         self.x_B1D = x_BD[:, None]
         self._recur()
+        self._score()
         self._append()
         self._attend()
         return self._combine()[:, 0]
 
     def _recur(self) -> None:
-        """Projections, convolution, recurrent step, score; the decision itself is forced."""
+        """Projections, convolution, recurrent step."""
         position = self.settings.cell.context
         projected = self.mixer._project(self.x_B1D, self.history_BWC, position)
         self.projected = projected
-        self.o_BHV, state_BHKV, prediction_BHV = gated_delta_rule_step(
+        self.o_BHV, state_BHKV, self.prediction_BHV = gated_delta_rule_step(
             projected.recurrent_q_BTHK[:, 0],
             projected.recurrent_k_BTHK[:, 0],
             projected.v_BTHV[:, 0],
@@ -267,8 +272,11 @@ class PaddedHamLayer(DecodeLayer):
         )
         self.state_BHKV.copy_(state_BHKV)
         self.history_BWC.copy_(projected.history_BWC)
-        score_BTH = self.mixer._score_of_prediction(prediction_BHV[:, None], projected)
-        self.routing = self.mixer.router(self.x_B1D, score_BTH, position)
+
+    def _score(self) -> None:
+        """Score and threshold; the decision itself is forced."""
+        score_BTH = self.mixer._score_of_prediction(self.prediction_BHV[:, None], self.projected)
+        self.routing = self.mixer.router(self.x_B1D, score_BTH, self.settings.cell.context)
 
     def _append(self) -> None:
         self.k_BHNK[self.rows_B, :, self.counts_B] = self.projected.attention_k_BTHK[:, 0]
@@ -305,9 +313,10 @@ class PaddedHamLayer(DecodeLayer):
         return Occupancy(self.routed_B, self.batch * self.slots)
 
     def pieces(self) -> Pieces:
-        """Recurrence with score, append, attention, and norms with gates."""
+        """Recurrence, score, append, attention, and norms with gates."""
         return {
             "recurrent": self._recur,
+            "score": self._score,
             "append": self._append,
             "attention": self._attend,
             "gates": self._combine,

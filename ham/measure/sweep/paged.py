@@ -9,6 +9,7 @@ all the same, so the work is that of one that is.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +69,10 @@ class _FusedRecurrence(DecodeLayer):
 class FusedRuleLayer(_FusedRecurrence):
     """The gated delta rule in two launches."""
 
+    fused_pieces: ClassVar[dict[str, str]] = {
+        "recurrent": "convolution, decay and recurrence in one launch"
+    }
+
     def prepare(self) -> None:
         """States and scratch."""
         super().prepare()
@@ -104,6 +109,11 @@ class FusedRuleLayer(_FusedRecurrence):
 
 class PagedHamLayer(_FusedRecurrence):
     """HAM in three launches over pages."""
+
+    fused_pieces: ClassVar[dict[str, str]] = {
+        "recurrent": "convolution, recurrence, score, threshold and append in one launch",
+        "gates": "combination of the splits, norms and gates in one launch",
+    }
 
     def prepare(self) -> None:
         """States, and pages for as many tokens of each sequence as the hash routes, and one."""
