@@ -190,7 +190,7 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
                 "this model brings its own decoding memory; leave it unset"
             )
         if generation_config.use_cache is not False and model_kwargs.get("cache") is None:
-            model_kwargs["cache"] = HamCache()
+            model_kwargs["cache"] = HamCache(**_cache_options(generation_config.cache_config))
 
     def _check_prompts(self, mask_BT: Tensor | None, max_columns: int) -> None:
         padding = 0
@@ -209,6 +209,14 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
                 f"prompt and new tokens make {longest + 1} tokens; this model reads up to "
                 f"{limit} (max_positions) and makes one more"
             )
+
+
+def _cache_options(given: dict[str, Any] | None) -> dict[str, Any]:
+    """The `cache_config` of a generation, which bounds the cache."""
+    unknown = sorted(set(given or {}) - {"cache_bytes"})
+    if unknown:
+        raise ConfigError(f"cache_config has {unknown[0]!r}; legal: 'cache_bytes'")
+    return dict(given or {})
 
 
 def _build_decoder(config: ModelConfig) -> DecoderLM:

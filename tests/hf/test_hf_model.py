@@ -11,7 +11,7 @@ pytest.importorskip("transformers", minversion="5.24")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from ham.errors import ConfigError, NotFiniteError, RoutingError
+from ham.errors import CachePoolFullError, ConfigError, NotFiniteError, RoutingError
 from ham.hf import HamCache, HamForCausalLM
 from ham.model.decoder import DecoderLM
 from ham.model.generation import generate
@@ -244,3 +244,18 @@ def test_broken_weights_are_an_error_instead_of_tokens(tiny_model, mixer, error,
     with pytest.raises(error, match=message):
         model.generate(tokens_BT, max_new_tokens=2, do_sample=False)
     assert model.train()(tokens_BT, labels=tokens_BT).loss.isnan()
+
+
+def test_generate_keeps_to_the_cache_it_may_have(tiny_model) -> None:
+    model = HamForCausalLM.from_decoder(tiny_model("ham", target=1.0)).eval()
+    tokens_BT = torch.arange(40)[None]
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    expected = model.generate(tokens_BT, **settings)
+    found = model.generate(tokens_BT, **settings, cache_config={"cache_bytes": 1 << 24})
+    assert torch.equal(found, expected)
+    with pytest.raises(CachePoolFullError, match="of at most 1,000 bytes"):
+        model.generate(tokens_BT, **settings, cache_config={"cache_bytes": 1000})
+    with pytest.raises(ConfigError, match="cache_config has 'pages'; legal: 'cache_bytes'"):
+        model.generate(tokens_BT, **settings, cache_config={"pages": 3})
+    with pytest.raises(CachePoolFullError, match="of at most 1,000 bytes"):
+        model(tokens_BT, cache=HamCache(cache_bytes=1000))
