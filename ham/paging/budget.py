@@ -18,8 +18,6 @@ from ham.paging.cache import PagedKVCache
 from ham.paging.layout import PageLayout
 from ham.paging.pool import PagePool
 
-ADVICE = "end some sequences, read less text, or lower the batch size"
-
 
 class CacheBudget:
     """Bytes that the pages of all pools together may take.
@@ -71,8 +69,8 @@ class CacheBudget:
             return
         raise CachePoolFullError(
             f"the KV cache needs {pages} more pages, {pages * page_bytes:,} bytes; it holds "
-            f"{self.held_bytes:,} of at most {self.limit_bytes:,} bytes: {ADVICE}, or raise the "
-            "limit (cache_bytes, --cache-mib)"
+            f"{self.held_bytes:,} of at most {self.limit_bytes:,} bytes: end some sequences, "
+            "read less text, lower the batch size, or raise the limit (cache_bytes, --cache-mib)"
         )
 
     def register(self, pool: BudgetedPool) -> None:
@@ -121,7 +119,7 @@ def told_when_out_of_memory(asked_bytes: int, device: torch.device) -> Iterator[
     except torch.OutOfMemoryError as error:
         raise CachePoolFullError(
             f"the KV cache needs {asked_bytes:,} more bytes and {device} has "
-            f"{_free_words(device)}: {ADVICE}"
+            f"{_free_words(device)}: end some sequences, read less text or lower the batch size"
         ) from error
 
 
