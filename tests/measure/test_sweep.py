@@ -16,13 +16,16 @@ from ham.errors import ConfigError
 from ham.kernels.speed.clock import GpuLostError, WallClock
 from ham.measure.sweep import attention
 from ham.measure.sweep import run as run_module
-from ham.measure.sweep.budget import refusal
+from ham.measure.sweep.bounded import EvictedLayer, PaddedWindowLayer
+from ham.measure.sweep.budget import cache_bytes, refusal
 from ham.measure.sweep.causes import LIMIT, whole_cause
 from ham.measure.sweep.forced import CLUSTER_TOKENS, force_routing, forced_mask
 from ham.measure.sweep.grid import (
     CLUSTERED,
     EXPERIMENTS,
+    FIRST_MODELS,
     FULL,
+    LATER_MODELS,
     MODELS,
     SMOKE,
     UNSTRUCTURED,
@@ -95,7 +98,7 @@ def test_a_choice_filters_and_adds_to_the_grid() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (Choice(models=["lstm"]), "unknown model 'lstm'; known: gated_delta_rule, ham"),
+        (Choice(models=["lstm"]), r"unknown model 'lstm'; known: gated_delta_rule, .*ham"),
         (Choice(experiments=["decode"]), "unknown experiment 'decode'"),
         (Choice(fractions=[0.0]), "above 0 and at most 1, not 0"),
         (Choice(contexts=[0]), "context must be at least 1, not 0"),
@@ -168,6 +171,62 @@ def test_a_ham_session_decodes_what_the_model_decodes(
         layer.state_BHKV.copy_(held.recurrent_BHKV)
         layer.history_BWC.copy_(held.history_BWC)
     compare_step(model, session, state)
+
+
+@pytest.mark.parametrize("context", [9, 40])
+@torch.inference_mode()
+def test_a_session_of_a_rule_with_a_window_decodes_what_the_model_decodes(
+    context: int, tiny_model: Callable[..., Any]
+) -> None:
+    model, session, state = prefilled("gated_delta_rule_window", context, None, tiny_model)
+    for layer, held in zip(session.layers, state.layers, strict=True):
+        assert isinstance(layer, PaddedWindowLayer) and "score" not in layer.pieces()
+        # The token of the step takes the place of the oldest.
+        before = min(context, 23)
+        ring = [position % 24 for position in range(context - before, context)]
+        assert layer.slots == before + 1
+        layer.k_BHNK[:, :, :before] = held.cache.k_BWHK[:, ring].transpose(1, 2)
+        layer.v_BHNV[:, :, :before] = held.cache.v_BWHV[:, ring].transpose(1, 2)
+        layer.state_BHKV.copy_(held.recurrent_BHKV)
+        layer.history_BWC.copy_(held.history_BWC)
+    compare_step(model, session, state)
+
+
+@torch.inference_mode()
+def test_a_session_of_an_evicted_transformer_decodes_what_the_model_decodes(
+    tiny_model: Callable[..., Any],
+) -> None:
+    """Some tokens after an eviction: what it left and those read since."""
+    model, session, state = prefilled("transformer_evicted", 40, None, tiny_model)
+    for layer, held in zip(session.layers, state.layers, strict=True):
+        assert isinstance(layer, EvictedLayer)
+        count = held.cache.filled.longest
+        assert layer.keys == count + 1 < 41
+        others = [slot for slot in range(layer.keys) if slot != layer.slot]
+        layer.k_BHTK[:, :, others] = held.cache.slots.k_BNGK[:, :count].transpose(1, 2)
+        layer.v_BHTV[:, :, others] = held.cache.slots.v_BNGV[:, :count].transpose(1, 2)
+    compare_step(model, session, state)
+
+
+def test_models_that_come_last_are_measured_where_they_can_be() -> None:
+    cells = choose_cells(FULL, Choice())[1]
+    first = [index for index, cell in enumerate(cells) if cell.model in LATER_MODELS]
+    assert min(first) > max(i for i, cell in enumerate(cells) if cell.model in FIRST_MODELS)
+    kinds = {name: {c.experiment for c in cells if c.model == name} for name in LATER_MODELS}
+    assert kinds["gated_delta_rule_window"] == set(EXPERIMENTS)
+    assert kinds["transformer_evicted"] == {"mixer_decode", "model_decode", "model_decode_part"}
+    evicted = next(cell for cell in cells if cell.model == "transformer_evicted")
+    full = replace(evicted, model="transformer")
+    share = cache_bytes(evicted, FULL, 2) / cache_bytes(full, FULL, 2)
+    assert share == pytest.approx(0.25, abs=0.01)
+
+
+def test_rows_of_an_evicted_transformer_say_what_it_holds() -> None:
+    sweep = make_sweep()
+    wanted = Choice(["model_decode"], ["transformer_evicted"], [128], [2])
+    assert sweep.run(choose_cells(SMOKE, wanted)[1], **CEILINGS) == 0
+    (row,) = timed(sweep.store.all_rows())
+    assert row.error is None and row.kv_fraction == pytest.approx(0.25, abs=0.05)
 
 
 def position_with_decision_of_the_first(fraction: float) -> int:

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from triton_device import DEVICE, interpreter
 
 from ham.errors import CachePoolFullError, ConfigError
-from ham.model.generation import GenerationFacts, generate, stream
+from ham.model.generation import generate, stream
 from ham.paging.budget import BudgetedPool, CacheBudget
 from ham.paging.layout import PageLayout
 from ham.paging.pool import PagePool
+
+__all__ = ["interpreter"]
 
 CPU = torch.device("cpu")
 LAYOUT = PageLayout(2, 16, 16, torch.float32, 8)
@@ -64,16 +67,10 @@ def test_a_device_without_memory_is_told_with_what_was_asked(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_generation_within_a_limit_is_the_same_and_beyond_it_an_error(tiny_model, fused) -> None:
-    if fused:
-        pytest.importorskip("triton")
-        from ham.decoding.graph import unsupported
-
-        if unsupported(tiny_model("ham")) is not None:
-            pytest.skip("no Triton here")
-    model, facts = tiny_model("ham"), GenerationFacts()
+    model = tiny_model("ham").to(DEVICE)
     prompts = [[1, 2, 3], list(range(40)), [7] * 40, [5]]
     arguments = {"max_new_tokens": 6, "batch_size": 3, "fused": fused}
-    expected = generate(model, prompts, **arguments, facts=facts)
+    expected = generate(model, prompts, **arguments)
     assert generate(model, prompts, **arguments, cache_bytes=1 << 24) == expected
     with pytest.raises(CachePoolFullError, match="of at most 5,000 bytes"):
         generate(model, prompts, **arguments, cache_bytes=5000)

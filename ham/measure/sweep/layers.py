@@ -19,7 +19,7 @@ from ham.kernels.gated_delta_rule import gated_delta_rule_step
 from ham.kernels.speed.clock import Clock
 from ham.measure.sweep.attention import attend_one, empty_cache, fastest_backend, fastest_layout
 from ham.measure.sweep.forced import forced_mask
-from ham.measure.sweep.grid import HAM, RULE, Cell
+from ham.measure.sweep.grid import Cell
 from ham.measure.sweep.ops import StepOps
 from ham.model.mixer import SequenceMixer
 
@@ -154,13 +154,12 @@ class RecurrentLayer(DecodeLayer):
 
 
 class DenseLayer(DecodeLayer):
-    """Full and windowed attention over a cache with exactly as many slots as a query sees."""
+    """Full attention over a cache with exactly as many slots as a query sees."""
 
     def prepare(self) -> None:
         """Keys and values in the fastest layout; the new token has the last slot."""
         settings, position = self.settings, self.settings.cell.context
-        window = getattr(self.mixer.options, "window", None)
-        self.keys = position + 1 if window is None else min(window, position + 1)
+        self.keys = self._visible_keys(position)
         self.slot = position % self.keys
         size = (self.heads, self.head_dim)
         if size not in settings.layouts:
@@ -182,6 +181,10 @@ class DenseLayer(DecodeLayer):
             q_BHK = self.k_BHTK[:, :, 0].contiguous()
             settings.backend = fastest_backend(q_BHK, self.k_BHTK, self.v_BHTV, settings.clock)
         self.provider = settings.backend
+
+    def _visible_keys(self, position: int) -> int:
+        """Keys that the query at `position` sees, its own included."""
+        return position + 1
 
     def step(self, x_BD: Tensor) -> Tensor:
         """Project, rotate, append, attend, project."""
@@ -228,12 +231,9 @@ class PaddedHamLayer(DecodeLayer):
     provider = "torch_padded"
 
     def prepare(self) -> None:
-        """States, and as many keys for each sequence as the hash routes."""
-        cell, device, dtype = self.settings.cell, self.settings.device, self.settings.dtype
-        routed_BT = forced_mask(
-            self.index, self.batch, cell.context + 1, cell.fraction, cell.routing, device
-        )
-        counts_B = routed_BT[:, :-1].sum(dim=1)
+        """States, and as many keys for each sequence as it holds."""
+        device, dtype = self.settings.device, self.settings.dtype
+        counts_B, last_B = self._held()
         self.routed_B = tuple(counts_B.tolist())
         self.slots = max(self.routed_B) + 1
         sizes = (self.batch, self.heads, self.slots, self.head_dim)
@@ -241,12 +241,20 @@ class PaddedHamLayer(DecodeLayer):
         self.v_BHNV = torch.randn(sizes, device=device, dtype=dtype)
         self.rows_B = torch.arange(self.batch, device=device)
         self.counts_B = counts_B
-        seen_B1 = (counts_B + routed_BT[:, -1])[:, None]
+        seen_B1 = (counts_B + last_B)[:, None]
         self.visible_B11N = (torch.arange(self.slots, device=device) < seen_B1)[:, None, None]
         self.state_BHKV = STATE_SCALE * torch.randn(
             self.batch, self.heads, self.head_dim, self.head_dim, device=device
         )
         self.history_BWC = self.mixer.conv.init_history(self.batch, device, dtype).normal_()
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """Tokens in each cache before the step, and whether that of the step joins: by the hash."""
+        cell, device = self.settings.cell, self.settings.device
+        routed_BT = forced_mask(
+            self.index, self.batch, cell.context + 1, cell.fraction, cell.routing, device
+        )
+        return routed_BT[:, :-1].sum(dim=1), routed_BT[:, -1]
 
     def step(self, x_BD: Tensor) -> Tensor:
         """All parts in order."""
@@ -321,24 +329,3 @@ class PaddedHamLayer(DecodeLayer):
             "attention": self._attend,
             "gates": self._combine,
         }
-
-
-LAYERS: dict[str, type[DecodeLayer]] = {
-    HAM: PaddedHamLayer,
-    "transformer": DenseLayer,
-    "sliding_window": DenseLayer,
-}
-
-
-def make_layer(mixer: SequenceMixer, index: int, settings: LayerSettings) -> DecodeLayer:
-    """The layer of a mixer; one that is not listed is recurrent and steps by itself."""
-    kind = _fused_layers() if settings.device.type == "cuda" else LAYERS
-    chosen = kind.get(settings.cell.model, RecurrentLayer)
-    return chosen(mixer, index, settings)
-
-
-def _fused_layers() -> dict[str, type[DecodeLayer]]:
-    """With fused kernels, whose modules load Triton."""
-    from ham.measure.sweep.paged import FusedRuleLayer, PagedHamLayer
-
-    return {**LAYERS, HAM: PagedHamLayer, RULE: FusedRuleLayer}

@@ -18,14 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ham.kernels.speed.clock import Graph, Task, capture
-from ham.measure.sweep.layers import (
-    DecodeLayer,
-    LayerSettings,
-    Occupancy,
-    Pieces,
-    Traffic,
-    make_layer,
-)
+from ham.measure.sweep.layer_choice import make_layer
+from ham.measure.sweep.layers import DecodeLayer, LayerSettings, Occupancy, Pieces, Traffic
 from ham.measure.sweep.models import parameter_bytes, release
 from ham.measure.sweep.ops import StepOps, step_ops
 from ham.model.decoder import Block, DecoderLM
