@@ -522,3 +522,18 @@ def test_the_whole_cause_of_a_failure_is_told() -> None:
     )
     long = whole_cause(ValueError("begin " + "x" * 2000 + " end"))
     assert len(long) == LIMIT and long.startswith("ValueError: begin") and long.endswith(" end")
+
+
+@torch.inference_mode()
+def test_a_transformer_with_a_short_convolution_decodes_what_the_model_decodes(
+    tiny_model: Callable[..., Any],
+) -> None:
+    model, session, state = prefilled(
+        "transformer", 40, None, lambda mixer: tiny_model(mixer, short_conv=4)
+    )
+    for layer, held in zip(session.layers, state.layers, strict=True):
+        layer.k_BHTK[:, :, :40] = held.cache.k_BTHK[:, :40].transpose(1, 2)
+        layer.v_BHTV[:, :, :40] = held.cache.v_BTHV[:, :40].transpose(1, 2)
+        layer.history_BWC.copy_(held.history_BWC)
+        assert layer.state_bytes() == held.history_BWC.nbytes
+    compare_step(model, session, state)

@@ -309,3 +309,17 @@ def test_running_mean_by_hand():
     # Window 3: first alone, then (1 + 2 + 6) / 3, (2 + 6 + 1) / 3; at the end (6 + 1) / 2.
     assert running_mean([1.0, 2.0, 6.0, 1.0], 3) == pytest.approx([1.0, 3.0, 3.0, 3.5])
     assert running_mean([5.0, math.pi], 1) == [5.0, math.pi]
+
+
+def test_steps_in_a_graph_stand_beside_prefills_that_are_not(make_rows):
+    rows = [
+        row.model_copy(update={"launch_mode": "cuda_graph", "provider": "triton"})
+        if row.experiment == "throughput" and row.task == "decode"
+        else row
+        for row in make_rows(models=["mamba2"])
+    ]
+    contexts = {
+        task: [point.x for point in speed_points(Results(rows), "mamba2", task)]
+        for task in ("prefill", "decode", "train")
+    }
+    assert contexts["prefill"] and contexts["prefill"] == contexts["decode"] == contexts["train"]

@@ -25,7 +25,7 @@ LAYERS: dict[str, type[DecodeLayer]] = {
 def make_layer(mixer: SequenceMixer, index: int, settings: LayerSettings) -> DecodeLayer:
     """The layer of a mixer; one that is not listed is recurrent and steps by itself."""
     kind = _fused_layers() if settings.device.type == "cuda" else LAYERS
-    chosen = kind.get(settings.cell.model, RecurrentLayer)
+    chosen = kind.get(mixer.registered_name, RecurrentLayer)
     return chosen(mixer, index, settings)
 
 

@@ -161,6 +161,12 @@ class DenseLayer(DecodeLayer):
         settings, position = self.settings, self.settings.cell.context
         self.keys = self._visible_keys(position)
         self.slot = position % self.keys
+        conv = getattr(self.mixer, "conv", None)
+        self.history_BWC = (
+            None
+            if conv is None
+            else conv.init_history(self.batch, settings.device, settings.dtype).normal_()
+        )
         size = (self.heads, self.head_dim)
         if size not in settings.layouts:
             arguments = (*size, settings.device, settings.dtype, settings.clock)
@@ -188,9 +194,16 @@ class DenseLayer(DecodeLayer):
 
     def step(self, x_BD: Tensor) -> Tensor:
         """Project, rotate, append, attend, project."""
-        self.qkv_BC = self.mixer.qkv(x_BD[:, None])[:, 0]
+        self.qkv_BC = self._project(x_BD)
         self._append()
         return self.mixer.out(self._attend().flatten(1))
+
+    def _project(self, x_BD: Tensor) -> Tensor:
+        qkv_B1C = self.mixer.qkv(x_BD[:, None])
+        if self.history_BWC is not None:
+            qkv_B1C, history_BWC = self.mixer.conv(qkv_B1C, self.history_BWC)
+            self.history_BWC.copy_(history_BWC)
+        return qkv_B1C[:, 0]
 
     def _append(self) -> None:
         position = self.settings.cell.context
@@ -210,12 +223,13 @@ class DenseLayer(DecodeLayer):
         return self.k_BHTK.nbytes + self.v_BHTV.nbytes
 
     def state_bytes(self) -> int:
-        """No recurrent state."""
-        return 0
+        """Inputs of a short convolution, if there is one."""
+        return 0 if self.history_BWC is None else self.history_BWC.nbytes
 
     def traffic(self) -> Traffic:
         """Everything is read; one token per sequence is written."""
-        return Traffic(self.kv_bytes(), self.kv_bytes() // self.keys)
+        states = self.state_bytes()
+        return Traffic(self.kv_bytes() + states, self.kv_bytes() // self.keys + states)
 
     def pieces(self) -> Pieces:
         """Rotation with append, and attention."""
