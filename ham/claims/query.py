@@ -15,7 +15,7 @@ from ham.report.rows import Row
 from ham.report.statistics import mean
 
 # Labels that say how a row came about and not what it measures.
-CIRCUMSTANCES = ("learning_rate", "side_by_side", "in_one_program")
+CIRCUMSTANCES = ("learning_rate", "side_by_side", "in_one_program", "note")
 
 Coordinate = tuple
 SHOWN = 6

@@ -34,6 +34,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add("--batch-size", type=int, default=16, help="prompts at a time (default: %(default)s)")
     add("--prefill-chunk", type=int, metavar="N", help="read prompts in pieces of N tokens")
     add(
+        "--cache-mib",
+        type=int,
+        metavar="N",
+        help="most MiB for the cache of routed tokens, all layers and prompts of a batch together "
+        "(default: what the device has)",
+    )
+    add(
         "--fused",
         action=argparse.BooleanOptionalAction,
         help="decode by fused kernels in a CUDA graph (default: on a GPU, where they can)",
@@ -60,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in (("--tokens", arguments.tokens), ("--batch-size", arguments.batch_size)):
         if value < 1:
             raise ConfigError(f"{name} {value}; legal: an integer >= 1")
+    if arguments.cache_mib is not None and arguments.cache_mib < 1:
+        raise ConfigError(f"--cache-mib {arguments.cache_mib}; legal: an integer >= 1")
     texts = arguments.prompt or read_prompts(arguments.prompts_file)
     facts = GenerationFacts()
     with gpu_lease(arguments.device):
@@ -179,4 +188,6 @@ def _print_all(
 
 def _rules(arguments: argparse.Namespace) -> dict[str, int | float | bool | None]:
     names = ("temperature", "top_k", "top_p", "seed", "prefill_chunk", "fused")
-    return {name: getattr(arguments, name) for name in names}
+    limit = arguments.cache_mib
+    cache_bytes = None if limit is None else limit * 2**20
+    return {"cache_bytes": cache_bytes, **{name: getattr(arguments, name) for name in names}}

@@ -43,7 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
             for path, content in union.files.items()
         }
         written = publish_files(
-            union.tasks.config, files, name, root, union.studies, arguments.evidence
+            union.tasks.config,
+            files,
+            name,
+            root,
+            union.studies,
+            arguments.evidence,
+            union.pages,
         )
         print(f"{len(written)} rows files in {arguments.out}")
         for page in build_published(name, root):
@@ -55,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if union.studies:
         # Rows and manifest of each.
         print(f"{len(union.studies) // 2} runs of studies are there")
-    absent = [task.name for task in union.missing] + union.missing_runs
+    absent = [task.name for task in union.missing] + union.missing_runs + union.missing_pages
     for name in absent[:MOST_LINES]:
         print(f"missing: {name}", file=sys.stderr)
     if len(absent) > MOST_LINES:

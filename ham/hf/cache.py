@@ -17,6 +17,7 @@ from transformers import Cache
 from ham.errors import ConfigError
 from ham.model.decoder import DecoderLM
 from ham.model.decoder_state import DecoderState
+from ham.paging.budget import CacheBudget
 
 Span = tuple[int, int]
 """First column of a row's real tokens, and their number."""
@@ -58,13 +59,18 @@ class RowGroup:
 class HamCache(Cache):
     """What `generate` of transformers carries from step to step.
 
+    Args:
+        cache_bytes: Most bytes for the routed tokens of all layers and rows; by default what the
+            device has. Reading more raises `CachePoolFullError`.
+
     Attributes:
         groups: The rows by real length; empty before the first token.
         columns: Columns of the batch read so far, padding included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cache_bytes: int | None = None) -> None:
         super().__init__(layers=[])
+        self.budget = CacheBudget(cache_bytes)
         self.groups: list[RowGroup] = []
         self.columns = 0
 
@@ -77,6 +83,8 @@ class HamCache(Cache):
                 exceeds the position range.
         """
         self._regroup(model, spans)
+        for group in self.groups:
+            self.budget.cover(group.state)
         self.columns += tokens_BT.shape[1]
         scattered = Scattered(tokens_BT)
         for group in self.groups:

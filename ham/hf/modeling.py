@@ -17,6 +17,7 @@ from ham.hf.cache import HamCache, Scattered, real_spans, rows_by_length
 from ham.hf.configuration import HamConfig
 from ham.hf.source import check_model_source
 from ham.model.decoder import DecoderLM
+from ham.model.finite import check_finite
 from ham.model.model_config import ModelConfig
 
 
@@ -109,6 +110,8 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             ConfigError: For a mask that does not fit or a sequence beyond the position range.
+            RoutingError, NotFiniteError: If routing scores or logits are not finite, in evaluation
+                mode; in training the loss tells.
         """
         if input_ids is None or input_ids.ndim != 2:
             received = None if input_ids is None else tuple(input_ids.shape)
@@ -121,6 +124,9 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
             rows, length = input_ids.shape
             spans = [(0, length)] * rows if mask_BT is None else real_spans(mask_BT)
             logits_BTV, extra_loss = cache.advance(self.decoder, input_ids, spans), None
+        kept = _kept(logits_BTV, logits_to_keep)
+        if not self.training and not torch.compiler.is_compiling():
+            check_finite(self.decoder, kept)
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -130,9 +136,7 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )
             loss = loss if extra_loss is None else loss + extra_loss
-        return CausalLMOutputWithPast(
-            loss=loss, logits=_kept(logits_BTV, logits_to_keep), cache=cache
-        )
+        return CausalLMOutputWithPast(loss=loss, logits=kept, cache=cache)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding, whose rows are the vocabulary rounded up."""
@@ -186,7 +190,7 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
                 "this model brings its own decoding memory; leave it unset"
             )
         if generation_config.use_cache is not False and model_kwargs.get("cache") is None:
-            model_kwargs["cache"] = HamCache()
+            model_kwargs["cache"] = HamCache(**_cache_options(generation_config.cache_config))
 
     def _check_prompts(self, mask_BT: Tensor | None, max_columns: int) -> None:
         padding = 0
@@ -205,6 +209,14 @@ class HamForCausalLM(PreTrainedModel, GenerationMixin):
                 f"prompt and new tokens make {longest + 1} tokens; this model reads up to "
                 f"{limit} (max_positions) and makes one more"
             )
+
+
+def _cache_options(given: dict[str, Any] | None) -> dict[str, Any]:
+    """The `cache_config` of a generation, which bounds the cache."""
+    unknown = sorted(set(given or {}) - {"cache_bytes"})
+    if unknown:
+        raise ConfigError(f"cache_config has {unknown[0]!r}; legal: 'cache_bytes'")
+    return dict(given or {})
 
 
 def _build_decoder(config: ModelConfig) -> DecoderLM:

@@ -12,6 +12,7 @@ from ham.errors import ConfigError
 from ham.eviction.cache import EvictingKVCache, EvictingState
 from ham.inspect.trace import LayerTrace, choose_layers
 from ham.model.decoder import DecoderLM
+from ham.model.finite import check_finite
 from ham.model.precision import precision_context
 
 SCORE_NOTE = "score: share of the evictions after it that a token survived"
@@ -44,6 +45,7 @@ def trace_evictions(
 
     Raises:
         ConfigError: If no layer's cache is cut down or that of one of `layers` is not.
+        RoutingError, NotFiniteError: If scores or logits are not finite.
     """
     legal = evicting_layers(model)
     if not legal:
@@ -57,7 +59,8 @@ def trace_evictions(
         caches: dict[int, EvictingKVCache] = {layer: state.layers[layer].cache for layer in chosen}
         interval = caches[chosen[0]].policy.schedule.interval
         for piece_1T in tokens_1T.split(interval, dim=1):
-            model.prefill(piece_1T, state, last_only=True)
+            output = model.prefill(piece_1T, state, last_only=True)
+            check_finite(model, output.logits_BTV)
             read = state.longest
             if read % interval == 0:
                 evictions_T[:read] += 1

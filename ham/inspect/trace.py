@@ -10,6 +10,7 @@ import torch
 
 from ham.errors import ConfigError
 from ham.model.decoder import DecoderLM
+from ham.model.finite import check_finite
 from ham.model.mixer import MixerAux
 from ham.model.precision import precision_context
 
@@ -64,10 +65,12 @@ def trace_layers(
 
     Raises:
         ConfigError: If no layer routes or one of `layers` does not.
+        RoutingError, NotFiniteError: If scores or logits are not finite.
     """
     routing = routing_layers(model, layers)
     with precision_context(model.device, precision):
         output = model(torch.tensor([list(ids)], device=model.device))
+    check_finite(model, output.logits_BTV)
     traces = []
     for layer in routing:
         controller = model.blocks[layer].mixer.controller

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ham.evaluate.threshold_dial import calibration_batches, coordinates, dialled, has_dial
+from ham.measure.decoding import Reading, timed_decoder
 from ham.measure.timing import time_calls
 from ham.model.precision import precision_context
 
@@ -49,7 +50,9 @@ def measure_dial(subject: Subject, writer: RowWriter) -> None:
                     for metric in METRICS
                 ]
             for row in rows:
-                writer.add(**{**row, "labels": {"context": context}})
+                note = row.pop("note", None)
+                labels = {"context": context} | ({} if note is None else {"note": note})
+                writer.add(**{**row, "labels": labels})
 
 
 @torch.inference_mode()
@@ -60,18 +63,27 @@ def _measure(
     steps = settings.warmup + settings.decode_tokens
     text_T = torch.from_numpy(subject.test.tokens[: context + steps].astype("int64"))
     tokens_BT = text_T.to(model.device).repeat(batch, 1)
-    state = model.init_state(batch)
-    output = model.prefill(tokens_BT[:, :context], state, last_only=True)
-    held = state.bytes_allocated()
+    held: dict[str, int] = {}
+    kept: dict[str, float | None] = {}
+
+    def read() -> Reading:
+        state = model.init_state(batch)
+        output = model.prefill(tokens_BT[:, :context], state, last_only=True)
+        held.update(state.bytes_allocated())
+        kept["kv_fraction"] = output.kv_fraction()
+        return Reading(state, context, batch, output.kv_fraction_per_layer())
+
+    decoder = timed_decoder(model, read)
     upcoming = iter(tokens_BT[:, context:].unbind(dim=1))
     timing = time_calls(
-        lambda: model.step(next(upcoming), state),
+        lambda: decoder.step(next(upcoming)),
         model.device,
         settings.warmup,
         settings.decode_tokens,
     )
-    kept = {"kv_fraction": output.kv_fraction()}
+    decoder.finish()
     time = {"metric": "decode_ms", "value": timing.median_ms, **timing.interval()}
+    time |= {"note": decoder.note, **decoder.fields()}
     size = {"kv_bytes": held.get("kv", 0), "cache_bytes_allocated": sum(held.values())}
     return [
         {**coordinates(fraction), **kept, **time},

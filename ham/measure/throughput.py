@@ -1,7 +1,8 @@
 """Speed of training step, prefill and decoding against context length, and the memory each takes.
 
 What is timed: a training step is forward, backward and optimiser update of one batch; prefill reads
-a whole context into an empty memory; decoding then adds single tokens, each timed alone. The text
+a whole context into an empty memory; decoding then adds single tokens, each timed alone, by the
+strongest path of the model on the device (`ham.measure.decoding`). The text
 is held-out test text, so that a router keeps what it would keep in use. Memory is the size of the
 real tensors of the decoding state; the declared size of every mixer is compared with it. A model of
 another library declares nothing: what its cache keeps alive is allocated, what it reads is used.
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from ham.config import MeasureConfig, TrainConfig
 from ham.errors import MissingDataError
+from ham.measure.decoding import Reading, TimedDecoder, timed_decoder
 from ham.measure.device import PEAKS, model_flops_utilisation
-from ham.measure.timing import peak_extra_bytes, time_calls
+from ham.measure.timing import Timing, peak_extra_bytes, time_calls
 from ham.model.language_model import LanguageModel, Memory, flops_labels
 from ham.model.precision import precision_context
 from ham.report.rows import RowWriter
@@ -108,19 +110,27 @@ class Measurement:
 
     @torch.inference_mode()
     def _decode(self, context: int) -> None:
-        count = self.settings.decode_tokens
+        count, batch = self.settings.decode_tokens, self.settings.batch_size
         tokens_BT = self._text(context + count + self.settings.warmup)
-        state = self.model.init_state(self.settings.batch_size)
-        fractions = self.model.prefill(tokens_BT[:, :context], state).kv_fraction_per_layer()
+        fractions: list[float] = []
+
+        def read() -> Reading:
+            state = self.model.init_state(batch)
+            output = self.model.prefill(tokens_BT[:, :context], state)
+            fractions[:] = output.kv_fraction_per_layer()
+            return Reading(state, context, batch, tuple(fractions))
+
+        decoder = timed_decoder(self.model, read)
         upcoming = iter(tokens_BT[:, context:].unbind(dim=1))
         timing = time_calls(
-            lambda: self.model.step(next(upcoming), state),
+            lambda: decoder.step(next(upcoming)),
             self.model.device,
             self.settings.warmup,
             count,
         )
+        decoder.finish()
         where = {"x_name": "context", "x_value": context, "kv_fraction": mean_or_none(fractions)}
-        self._add_speed("decode", timing, self.settings.batch_size, where)
+        self._add_speed("decode", timing, batch, where, decoder)
 
     def _training_step(self, context: int) -> None:
         tokens_BT = self._text(context + 1)
@@ -165,10 +175,19 @@ class Measurement:
             self.writer.add("memory", "kv_bytes", held.get("kv", 0), **where)
             self.writer.add("memory", "cache_bytes_allocated", sum(held.values()), **where)
 
-    def _add_speed(self, task: str, timing, tokens: int, where: dict) -> None:
+    def _add_speed(
+        self,
+        task: str,
+        timing: Timing,
+        tokens: int,
+        where: dict,
+        decoder: TimedDecoder | None = None,
+    ) -> None:
         metric = {"train": "training_step_ms", "prefill": "prefill_ms", "decode": "decode_ms"}[task]
         labels = {"batch_size": self.settings.batch_size}
         common = {"task": task, "labels": labels, **where}
+        if decoder is not None:
+            common |= {"labels": {**labels, **decoder.labels()}, **decoder.fields()}
         spread = timing.interval()
         self.writer.add("throughput", metric, timing.median_ms, **common, **spread)
         rate = tokens / timing.median_ms * 1e3

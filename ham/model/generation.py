@@ -22,6 +22,7 @@ from ham.errors import ConfigError, NotFiniteError
 from ham.model.decoder import DecoderOutput
 from ham.model.language_model import LanguageModel, Memory
 from ham.model.sampling import Sampling
+from ham.paging.budget import CacheBudget, told_when_out_of_memory
 
 StopRule = Callable[[list[int]], bool]
 OnFinished = Callable[[int, int], None]
@@ -71,6 +72,7 @@ def generate(
     facts: GenerationFacts | None = None,
     on_finished: OnFinished | None = None,
     fused: bool | None = None,
+    cache_bytes: int | None = None,
 ) -> list[list[int]]:
     """Continue each prompt.
 
@@ -87,6 +89,8 @@ def generate(
         on_finished: Called when prompts end, with how many have ended and how many there are.
         fused: Whether to decode by fused kernels, on a GPU in a CUDA graph; by default where they
             support the model. See `ham.decoding`.
+        cache_bytes: Most bytes for the routed tokens of all layers and sequences; by default what
+            the device has.
 
     Returns:
         The new tokens of each prompt, in the order of `prompts`.
@@ -95,10 +99,21 @@ def generate(
         ConfigError: For an empty or too long prompt, a token outside the vocabulary, or an argument
             outside its legal set.
         NotFiniteError: If logits or routing scores are not finite.
+        CachePoolFullError: If the routed tokens need more memory than there may be or is.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
+    budget = CacheBudget(cache_bytes)
     run = _Run(
-        model, prompts, max_new_tokens, stop, batch_size, sampling, prefill_chunk, facts, fused
+        model,
+        prompts,
+        max_new_tokens,
+        stop,
+        batch_size,
+        sampling,
+        prefill_chunk,
+        facts,
+        fused,
+        budget,
     )
     ended = 0
     for _ in run.tokens():
@@ -120,13 +135,17 @@ def stream(
     prefill_chunk: int | None = None,
     facts: GenerationFacts | None = None,
     fused: bool | None = None,
+    cache_bytes: int | None = None,
 ) -> Iterator[int]:
     """The tokens that `generate` makes of one prompt, each as soon as it is known.
 
     Arguments and errors are those of `generate`; errors of the arguments come with the call.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    run = _Run(model, [prompt], max_new_tokens, stop, 1, sampling, prefill_chunk, facts, fused)
+    budget = CacheBudget(cache_bytes)
+    run = _Run(
+        model, [prompt], max_new_tokens, stop, 1, sampling, prefill_chunk, facts, fused, budget
+    )
     return (token for _, token in run.tokens())
 
 
@@ -143,6 +162,7 @@ class _Run:
     prefill_chunk: int | None
     facts: GenerationFacts | None
     fused: bool | None
+    budget: CacheBudget
     made: list[list[int]] = field(init=False)
     ended: int = field(init=False, default=0)
     _sources: list[random.Random] = field(init=False)
@@ -191,14 +211,27 @@ class _Run:
             states.append(state)
             logits.append(logits_BV)
             self._active += bucket
-        state = type(states[0]).join(states) if len(states) > 1 else states[0]
+        state = self._joined(states)
         self._stepper = make_stepper(self.model, state, self.fused)
         self._logits_BV = torch.cat(logits)
+
+    def _joined(self, states: list[Memory]) -> Memory:
+        """One memory of all sequences; `states` is emptied, so that the old ones can go."""
+        if len(states) == 1:
+            return states.pop()
+        held = sum(state.bytes_allocated().get("kv", 0) for state in states)
+        with told_when_out_of_memory(held, self.model.device):
+            state = type(states[0]).join(states)
+        states.clear()
+        # The pools of the joined memory are new.
+        self.budget.cover(state)
+        return state
 
     def _prefill(self, bucket: list[int]) -> tuple[Memory, Tensor]:
         rows = [list(self.prompts[index]) for index in bucket]
         tokens_BT = torch.tensor(rows, dtype=torch.int64, device=self.model.device)
         state = self.model.init_state(len(bucket))
+        self.budget.cover(state)
         for part_BT in tokens_BT.split(self.prefill_chunk or tokens_BT.shape[1], dim=1):
             output = self.model.prefill(part_BT, state, last_only=True)
             _check_scores(output, bucket)

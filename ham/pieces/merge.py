@@ -20,6 +20,7 @@ from ham.files import stable_hash
 from ham.pieces.archive import Piece
 from ham.report.manifest import manifest_path
 from ham.report.rows import Row
+from ham.workflow import inspection_pages
 
 COMPARED = ("config_hash", "code_fingerprint")
 MOST_KEYS = 5
@@ -38,6 +39,7 @@ class Union:
         studies: Rows and manifests of the runs of studies.
         missing_runs: Runs of studies that no piece has, in words.
         commits: The commits behind the jobs; one, if the code was frozen.
+        pages: Pages of `ham inspect` by path in the checkout.
     """
 
     tasks: Tasks
@@ -46,6 +48,12 @@ class Union:
     studies: dict[str, bytes] = field(default_factory=dict)
     missing_runs: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
+    pages: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def missing_pages(self) -> list[str]:
+        """Pages of kept tokens that no piece has."""
+        return [path for path in inspection_pages(self.tasks.config) if path not in self.pages]
 
     @property
     def present(self) -> list[Task]:
@@ -69,6 +77,7 @@ def unite(pieces: Sequence[Piece]) -> Union:
     commits = set()
     for piece in pieces:
         commits |= _add_studies(union, seen, owners, piece)
+        _add_pages(union, owners, piece)
         for task in union.tasks.all:
             result = union.tasks.result(task)
             if not result.endswith(".jsonl") or not piece.has(task):
@@ -111,6 +120,17 @@ def _add_studies(union: Union, seen: Seen, owners: dict[str, str], piece: Piece)
         else:
             _require_same_rows(name, union.studies[path], owners[path], piece, path)
     return commits
+
+
+def _add_pages(union: Union, owners: dict[str, str], piece: Piece) -> None:
+    """Take in the pages of kept tokens of a piece."""
+    for path in inspection_pages(union.tasks.config):
+        if path not in piece.files:
+            continue
+        known = union.pages.setdefault(path, piece.files[path])
+        first = owners.setdefault(path, piece.source)
+        if known != piece.files[path]:
+            raise ConfigError(f"{path} is another page in {first} than in {piece.source}")
 
 
 def _missing_runs(union: Union) -> list[str]:

@@ -53,12 +53,17 @@ def main_batch(results: Results) -> object:
     )
 
 
-def main_variant(results: Results, model: str, experiment: str) -> Callable[[Row], bool]:
-    """A filter for the provider, launch mode and device that most rows of a model have."""
+def main_variant(
+    results: Results, model: str, experiment: str, task: str | None = None
+) -> Callable[[Row], bool]:
+    """A filter for the provider, launch mode and device that most rows of a model have.
+
+    Of one task, if it is given: a step may be launched in another way than a prefill.
+    """
     variant = most_common(
         (row.device, row.provider, row.launch_mode)
         for row in results.rows
-        if row.experiment == experiment and row.model == model
+        if row.experiment == experiment and row.model == model and task in (None, row.task)
     )
     batch = main_batch(results)
 
@@ -71,7 +76,7 @@ def main_variant(results: Results, model: str, experiment: str) -> Callable[[Row
 
 def speed_points(results: Results, model: str, task: str) -> list[Point]:
     """Tokens per second of a task; a failed time counts where the rate has no row."""
-    keep = main_variant(results, model, "throughput")
+    keep = main_variant(results, model, "throughput", task)
     contexts = sorted(
         {
             x

@@ -161,7 +161,7 @@ class Aspect:
 
 
 def _decode_time(results: Results, look: Look, model: str) -> Cell:
-    keep = main_variant(results, model, "throughput")
+    keep = main_variant(results, model, "throughput", "decode")
     where = {"model": model, "task": "decode", "x": _measured_context(results), "keep": keep}
     return results.cell("throughput", "decode_ms", **where)
 

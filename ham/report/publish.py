@@ -2,12 +2,12 @@
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests, configuration and of
 the claims of its day, with those of its studies and, below `evidence/`, of other published folders
-by which claims are judged too; or the rows and manifests of a kernel speed run
-(`kernel_speed.rows.jsonl`), of training with each provider (`kernel_training.rows.jsonl`), of a
-sweep (`sweep.rows.jsonl`) or of the study of routing scores, or several of them, and the checksums
-of them all (`SHA256SUMS`). They are source files: no rule ever writes them, so a fresh machine
-reruns nothing. The report in `reports/published/<name>/` can be made again from them at any time,
-byte for byte; `ham.report.verify` checks that.
+by which claims are judged too, and below `inspect/` the page of kept tokens; or the rows and
+manifests of a kernel speed run (`kernel_speed.rows.jsonl`), of training with each provider
+(`kernel_training.rows.jsonl`), of a sweep (`sweep.rows.jsonl`) or of the study of routing scores,
+or several of them, and the checksums of them all (`SHA256SUMS`). They are source files: no rule
+ever writes them, so a fresh machine reruns nothing. The report in `reports/published/<name>/` can
+be made again from them at any time, byte for byte; `ham.report.verify` checks that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ham.claims.evidence import CHECKSUMS, Evidence, gather_evidence, observe
 from ham.config import Config
 from ham.config_files import load_config, read_yaml
 from ham.errors import ConfigError, MissingDataError
-from ham.files import sha256_file, write_folder, write_json, write_text
+from ham.files import atomic_writer, sha256_file, write_folder, write_json, write_text
 from ham.report.build import build_report
 from ham.report.figure_compare import drawing_versions
 from ham.report.kernel_report import build_kernel_report
@@ -34,7 +34,7 @@ from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import read_rows
 from ham.report.study_section import STUDY_EXPERIMENTS
 from ham.report.sweep_report import build_sweep_report
-from ham.workflow import rows_files
+from ham.workflow import inspection_pages, rows_files
 
 RESULTS = Path("results/published")
 REPORTS = Path("reports/published")
@@ -48,6 +48,7 @@ SWEEP_ROWS = "sweep.rows.jsonl"
 ROWS = "*.rows.jsonl"
 DRAWN_WITH = "drawn_with.json"
 BESIDE = "evidence"
+INSPECTED = "inspect"
 
 
 def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> list[Path]:
@@ -76,7 +77,12 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
         )
     paths = [path for source in sources for path in (source, str(manifest_path(source)))]
     files = {path: (root / path).read_bytes() for path in paths}
-    return publish_files(config, files, name, root, study_files(config, root))
+    pages = {
+        path: (root / path).read_bytes()
+        for path in inspection_pages(config)
+        if (root / path).is_file()
+    }
+    return publish_files(config, files, name, root, study_files(config, root), pages=pages)
 
 
 def require_unpublished(name: str, root: Path = Path()) -> None:
@@ -97,6 +103,7 @@ def publish_files(
     root: Path = Path(),
     studies: Mapping[str, bytes] | None = None,
     beside: Sequence[Path] = (),
+    pages: Mapping[str, bytes] | None = None,
 ) -> list[Path]:
     """Keep rows and manifests of a run, given by their paths in the run, in one step.
 
@@ -107,6 +114,7 @@ def publish_files(
         root: The checkout that holds `results/`.
         studies: Rows and manifests of the runs of its studies.
         beside: Published folders whose rows count as evidence for claims; copied as they are.
+        pages: Pages of `ham inspect` of its models.
 
     Returns:
         The rows files written.
@@ -120,6 +128,9 @@ def publish_files(
     require_unpublished(name, root)
     kept = {"-".join(PurePosixPath(path).parts[-3:]): content for path, content in files.items()}
     kept |= published_study_files(studies or {}) | _copies(beside)
+    kept |= {
+        f"{INSPECTED}/{PurePosixPath(path).name}": page for path, page in (pages or {}).items()
+    }
     kept[CONFIG_FILE] = yaml.safe_dump(config.model_dump(mode="json")).encode()
     kept[CLAIMS_FILE] = shipped_claims().read_bytes()
     kept[CHECKSUMS] = checksum_text(
@@ -231,6 +242,7 @@ def checksum_text(digests: Mapping[str, str]) -> str:
 
 def _build_run(config: Path, sources: Sources, target: Path) -> Path:
     claims = config.with_name(CLAIMS_FILE)
+    pages = _copy_pages(config.parent, target)
     folder = RESULTS / config.parent.name
     build_report(
         read_rows(sources.run),
@@ -238,6 +250,7 @@ def _build_run(config: Path, sources: Sources, target: Path) -> Path:
         # As it was resolved then: defaults of today's code would change the page of an earlier run.
         config=read_yaml(config),
         manifests=_manifests(sources.run),
+        inspection=pages[0] if pages else None,
         claims=load_claims(claims) if claims.is_file() else None,
         source=folder.as_posix(),
         claims_file=(folder / CLAIMS_FILE).as_posix(),
@@ -258,6 +271,15 @@ def _pieces(config: Path) -> list[str]:
     # Of a piece in parts, the first stands for all.
     patterns = [f"{(PIECES / str(name)).as_posix()}-*.tar.xz{part}" for part in ("", ".001")]
     return [pattern for pattern in patterns if any(root.glob(pattern))]
+
+
+def _copy_pages(source: Path, target: Path) -> list[str]:
+    """Put the pages of kept tokens into a report; returns their paths in it."""
+    pages = sorted(source.glob(f"{INSPECTED}/*.html"))
+    for page in pages:
+        with atomic_writer(target / INSPECTED / page.name, "wb") as handle:
+            handle.write(page.read_bytes())
+    return [f"{INSPECTED}/{page.name}" for page in pages]
 
 
 def _evidence(place: Path, study: list[Path], run: str) -> Evidence:

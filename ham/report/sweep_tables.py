@@ -148,10 +148,12 @@ def time_words(row: Row) -> str:
 def _parts_table(rows: SweepRows) -> Table:
     """Parts by step: their times alone, their sum, and the whole step."""
     names: set[str] = set()
+    words: dict[str, None] = {}
     records: list[Record] = []
     for place, series, row in rows.cells(DECODE_PART):
         parts = rows.parts(place, series)
         names.update(parts)
+        words.update(_part_words(series, parts))
         total = sum(part.value or 0.0 for part in parts.values())
         records.append(
             {
@@ -175,5 +177,20 @@ def _parts_table(rows: SweepRows) -> Table:
         "Each part runs alone for all layers in turn, launched as the whole step is; the sum "
         "differs from the whole step where parts overlap or share what they read."
     )
+    note = " ".join([note, *words])
     title = EXPERIMENT_WORDS[DECODE_PART]
     return Table(DECODE_PART, title, note, columns, records, legend=LEGEND)
+
+
+def _part_words(series: Series, parts: dict[str, Row]) -> dict[str, None]:
+    """Sentences about parts that are more than their name or launched unlike the step, in order."""
+    words = []
+    for name, part in parts.items():
+        labels = part.labels
+        if "fused" in labels:
+            words.append(f"{series.model}, {name}: {labels['fused']}.")
+        if "note" in labels or part.error is not None:
+            how = f"{labels['operations']}, {part.launch_mode}"
+            why = reason(part.error or str(labels["note"]), 160)
+            words.append(f"{series.model}, {name}: {how}; {why}.")
+    return dict.fromkeys(words)

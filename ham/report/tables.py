@@ -214,7 +214,7 @@ def _rate(results: Results, model: str, task: str, x: float | None) -> Cell:
 
 
 def _time(results: Results, model: str, task: str, metric: str, x: float | None) -> Cell:
-    keep = main_variant(results, model, "throughput")
+    keep = main_variant(results, model, "throughput", task)
     return results.cell("throughput", metric, model=model, task=task, x=x, keep=keep)
 
 

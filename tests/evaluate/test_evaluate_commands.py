@@ -124,6 +124,7 @@ def test_generate_prints_prompt_and_continuation(tiny_model, tmp_path: Path, cap
         (["--temperature", "-1"], "temperature -1.0; legal: a finite number >= 0"),
         (["--batch-size", "0"], "--batch-size 0; legal: an integer >= 1"),
         (["--prefill-chunk", "0"], "prefill_chunk 0; legal: an integer >= 1"),
+        (["--cache-mib", "0"], "--cache-mib 0; legal: an integer >= 1"),
     ],
 )
 def test_generate_refuses_what_does_not_fit(
@@ -133,6 +134,19 @@ def test_generate_refuses_what_does_not_fit(
     assert main(["generate", str(tmp_path), "--prompt", "In the", *arguments]) == 2
     streams = capsys.readouterr()
     assert message in streams.err and streams.out == ""
+
+
+def test_generate_stops_where_its_cache_may_not_grow(tiny_model, tmp_path: Path, capsys) -> None:
+    save_model(tmp_path, tiny_model("ham", target=1.0))
+    (tmp_path / "prompts.txt").write_text("\n".join(["a" * 900] * 3), encoding="utf-8")
+    prompts = ["--prompts-file", str(tmp_path / "prompts.txt"), "--tokens", "3"]
+    command = ["generate", str(tmp_path), *prompts, "--cache-mib"]
+    assert main([*command, "2"]) == 0
+    capsys.readouterr()
+    assert main([*command, "1"]) == 2
+    streams = capsys.readouterr()
+    assert "of at most 1,048,576 bytes" in streams.err and "--cache-mib" in streams.err
+    assert streams.out == ""
 
 
 def test_generate_continues_many_prompts(tiny_model, tmp_path: Path, capsys) -> None:

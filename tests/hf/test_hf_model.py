@@ -11,7 +11,7 @@ pytest.importorskip("transformers", minversion="5.24")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from ham.errors import ConfigError
+from ham.errors import CachePoolFullError, ConfigError, NotFiniteError, RoutingError
 from ham.hf import HamCache, HamForCausalLM
 from ham.model.decoder import DecoderLM
 from ham.model.generation import generate
@@ -223,3 +223,39 @@ def test_the_position_range_ends_where_it_says(saved) -> None:
     assert made.shape == (1, 1035), "padding takes no position"
     with pytest.raises(ConfigError, match="1025 tokens is longer than the model's max_positions"):
         model(torch.zeros(1, 1025, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "error", "message"),
+    [
+        ("ham", RoutingError, "scores must be finite.* in layer 0"),
+        ("transformer", NotFiniteError, r"\d+ logits of '.*' are NaN or infinite"),
+    ],
+)
+def test_broken_weights_are_an_error_instead_of_tokens(tiny_model, mixer, error, message) -> None:
+    model = HamForCausalLM.from_decoder(tiny_model(mixer)).eval()
+    with torch.no_grad():
+        model.decoder.blocks[0].mixer_norm.weight.fill_(math.nan)
+    tokens_BT = torch.zeros(1, 5, dtype=torch.long)
+    with pytest.raises(error, match=message):
+        model(tokens_BT)
+    with pytest.raises(error, match=message):
+        model(tokens_BT, use_cache=True)
+    with pytest.raises(error, match=message):
+        model.generate(tokens_BT, max_new_tokens=2, do_sample=False)
+    assert model.train()(tokens_BT, labels=tokens_BT).loss.isnan()
+
+
+def test_generate_keeps_to_the_cache_it_may_have(tiny_model) -> None:
+    model = HamForCausalLM.from_decoder(tiny_model("ham", target=1.0)).eval()
+    tokens_BT = torch.arange(40)[None]
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    expected = model.generate(tokens_BT, **settings)
+    found = model.generate(tokens_BT, **settings, cache_config={"cache_bytes": 1 << 24})
+    assert torch.equal(found, expected)
+    with pytest.raises(CachePoolFullError, match="of at most 1,000 bytes"):
+        model.generate(tokens_BT, **settings, cache_config={"cache_bytes": 1000})
+    with pytest.raises(ConfigError, match="cache_config has 'pages'; legal: 'cache_bytes'"):
+        model.generate(tokens_BT, **settings, cache_config={"pages": 3})
+    with pytest.raises(CachePoolFullError, match="of at most 1,000 bytes"):
+        model(tokens_BT, cache=HamCache(cache_bytes=1000))

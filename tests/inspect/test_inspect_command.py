@@ -15,7 +15,8 @@ import torch
 
 from ham.cli import main
 from ham.cli.report import inspection_link
-from ham.errors import ConfigError, MissingDataError
+from ham.errors import ConfigError, MissingDataError, NotFiniteError
+from ham.inspect.evictions import trace_evictions
 from ham.inspect.page import render_inspection
 from ham.inspect.shares import class_shares, kept_share, table_lines
 from ham.inspect.text import tokenise
@@ -234,10 +235,33 @@ def test_layers_that_do_not_route_are_left_out():
     def model(tokens_BT: torch.Tensor) -> SimpleNamespace:
         score_BT = torch.arange(tokens_BT.shape[1])[None] / 4
         routed = MixerAux(routed_BT=score_BT >= 0.5, score_BT=score_BT)
-        return SimpleNamespace(aux=[MixerAux(), routed])
+        return SimpleNamespace(aux=[MixerAux(), routed], logits_BTV=score_BT[..., None])
 
+    model.check_scores = lambda: None
     model.blocks, model.device = [block(False), block(True)], torch.device("cpu")
     model.routing_layers = [1]
     (trace,) = trace_layers(model, [1, 2, 3, 4])
     assert trace.layer == 1
     assert trace.kept_T.tolist() == [0, 0, 1, 1]
+
+
+def test_broken_weights_are_an_error_instead_of_a_table(
+    checkpoint: Callable, tiny_model: Callable, text_file: str, capsys: Any
+):
+    folder = checkpoint("ham")
+    model = tiny_model("ham")
+    with torch.no_grad():
+        model.blocks[0].mixer_norm.weight.fill_(math.nan)
+    save_model(Path(folder), model, facts={"seed": 3})
+    assert main(["inspect", folder, "--text", text_file, "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "scores must be finite" in printed.err
+    assert "layer 0" in printed.err
+
+
+def test_broken_weights_of_an_evicting_model_are_an_error(tiny_model: Callable):
+    model = tiny_model("transformer_evicted")
+    with torch.no_grad():
+        model.blocks[0].mixer_norm.weight.fill_(math.nan)
+    with pytest.raises(NotFiniteError, match="logits of"):
+        trace_evictions(model, list(range(40)))

@@ -16,12 +16,16 @@ from ham.errors import ConfigError
 from ham.kernels.speed.clock import GpuLostError, WallClock
 from ham.measure.sweep import attention
 from ham.measure.sweep import run as run_module
-from ham.measure.sweep.budget import refusal
+from ham.measure.sweep.bounded import EvictedLayer, PaddedWindowLayer
+from ham.measure.sweep.budget import cache_bytes, refusal
+from ham.measure.sweep.causes import LIMIT, whole_cause
 from ham.measure.sweep.forced import CLUSTER_TOKENS, force_routing, forced_mask
 from ham.measure.sweep.grid import (
     CLUSTERED,
     EXPERIMENTS,
+    FIRST_MODELS,
     FULL,
+    LATER_MODELS,
     MODELS,
     SMOKE,
     UNSTRUCTURED,
@@ -32,6 +36,7 @@ from ham.measure.sweep.grid import (
 from ham.measure.sweep.layers import DenseLayer, LayerSettings, PaddedHamLayer, RecurrentLayer
 from ham.measure.sweep.models import parameter_bytes, sweep_config
 from ham.measure.sweep.ops import FUSED, PLAIN, step_ops
+from ham.measure.sweep.parts import part_times
 from ham.measure.sweep.run import Sweep
 from ham.measure.sweep.sessions import ModelSession
 from ham.measure.sweep.store import SweepStore, cell_key
@@ -93,7 +98,7 @@ def test_a_choice_filters_and_adds_to_the_grid() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (Choice(models=["lstm"]), "unknown model 'lstm'; known: gated_delta_rule, ham"),
+        (Choice(models=["lstm"]), r"unknown model 'lstm'; known: gated_delta_rule, .*ham"),
         (Choice(experiments=["decode"]), "unknown experiment 'decode'"),
         (Choice(fractions=[0.0]), "above 0 and at most 1, not 0"),
         (Choice(contexts=[0]), "context must be at least 1, not 0"),
@@ -166,6 +171,62 @@ def test_a_ham_session_decodes_what_the_model_decodes(
         layer.state_BHKV.copy_(held.recurrent_BHKV)
         layer.history_BWC.copy_(held.history_BWC)
     compare_step(model, session, state)
+
+
+@pytest.mark.parametrize("context", [9, 40])
+@torch.inference_mode()
+def test_a_session_of_a_rule_with_a_window_decodes_what_the_model_decodes(
+    context: int, tiny_model: Callable[..., Any]
+) -> None:
+    model, session, state = prefilled("gated_delta_rule_window", context, None, tiny_model)
+    for layer, held in zip(session.layers, state.layers, strict=True):
+        assert isinstance(layer, PaddedWindowLayer) and "score" not in layer.pieces()
+        # The token of the step takes the place of the oldest.
+        before = min(context, 23)
+        ring = [position % 24 for position in range(context - before, context)]
+        assert layer.slots == before + 1
+        layer.k_BHNK[:, :, :before] = held.cache.k_BWHK[:, ring].transpose(1, 2)
+        layer.v_BHNV[:, :, :before] = held.cache.v_BWHV[:, ring].transpose(1, 2)
+        layer.state_BHKV.copy_(held.recurrent_BHKV)
+        layer.history_BWC.copy_(held.history_BWC)
+    compare_step(model, session, state)
+
+
+@torch.inference_mode()
+def test_a_session_of_an_evicted_transformer_decodes_what_the_model_decodes(
+    tiny_model: Callable[..., Any],
+) -> None:
+    """Some tokens after an eviction: what it left and those read since."""
+    model, session, state = prefilled("transformer_evicted", 40, None, tiny_model)
+    for layer, held in zip(session.layers, state.layers, strict=True):
+        assert isinstance(layer, EvictedLayer)
+        count = held.cache.filled.longest
+        assert layer.keys == count + 1 < 41
+        others = [slot for slot in range(layer.keys) if slot != layer.slot]
+        layer.k_BHTK[:, :, others] = held.cache.slots.k_BNGK[:, :count].transpose(1, 2)
+        layer.v_BHTV[:, :, others] = held.cache.slots.v_BNGV[:, :count].transpose(1, 2)
+    compare_step(model, session, state)
+
+
+def test_models_that_come_last_are_measured_where_they_can_be() -> None:
+    cells = choose_cells(FULL, Choice())[1]
+    first = [index for index, cell in enumerate(cells) if cell.model in LATER_MODELS]
+    assert min(first) > max(i for i, cell in enumerate(cells) if cell.model in FIRST_MODELS)
+    kinds = {name: {c.experiment for c in cells if c.model == name} for name in LATER_MODELS}
+    assert kinds["gated_delta_rule_window"] == set(EXPERIMENTS)
+    assert kinds["transformer_evicted"] == {"mixer_decode", "model_decode", "model_decode_part"}
+    evicted = next(cell for cell in cells if cell.model == "transformer_evicted")
+    full = replace(evicted, model="transformer")
+    share = cache_bytes(evicted, FULL, 2) / cache_bytes(full, FULL, 2)
+    assert share == pytest.approx(0.25, abs=0.01)
+
+
+def test_rows_of_an_evicted_transformer_say_what_it_holds() -> None:
+    sweep = make_sweep()
+    wanted = Choice(["model_decode"], ["transformer_evicted"], [128], [2])
+    assert sweep.run(choose_cells(SMOKE, wanted)[1], **CEILINGS) == 0
+    (row,) = timed(sweep.store.all_rows())
+    assert row.error is None and row.kv_fraction == pytest.approx(0.25, abs=0.05)
 
 
 def position_with_decision_of_the_first(fraction: float) -> int:
@@ -255,7 +316,7 @@ def test_every_experiment_gives_rows_with_their_fields() -> None:
     width, layers = SMOKE.width, SMOKE.layers
     assert row.labels["full_cache_bytes"] == 2 * layers * 64 * width * 4
     parts = [r for r in sweep.store.all_rows() if r.metric == "part_ms" and r.model == "ham"]
-    assert {"recurrent", "attention", "mlp", "head"} <= {r.task for r in parts}
+    assert {"recurrent", "score", "attention", "mlp", "head"} <= {r.task for r in parts}
 
 
 def test_a_cell_that_cannot_fit_is_a_row_and_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,3 +450,90 @@ def test_the_list_needs_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         "D64",
     ]
     assert lines[-1] == "4 cells"
+
+
+def model_session(mixer: str) -> ModelSession:
+    cell = Cell("model_decode_part", mixer, 64, 2, 0.25 if mixer == "ham" else None, 32)
+    session = ModelSession(make_sweep().shelf.decoder(mixer), settings_of(cell))
+    session.prepare()
+    session.capture()
+    return session
+
+
+@pytest.mark.parametrize("mixer", MODELS)
+def test_every_part_of_a_step_runs_alone(mixer: str) -> None:
+    session = model_session(mixer)
+    parts = session.parts()
+    assert {"projections", "mlp", "norms", "head"} < parts.keys()
+    assert not set(session.fused_parts()) - parts.keys()
+    with torch.inference_mode():
+        for run in parts.values():
+            run()
+
+
+def test_norms_are_timed_on_two_tensors_as_in_the_step() -> None:
+    session, seen = model_session("transformer"), []
+    session.settings.ops = replace(session.settings.ops, add_norm=lambda *args: seen.append(args))
+    session.parts()["norms"]()
+    assert len(seen) == 2 * SMOKE.layers
+    assert all(x is not y for x, y, _ in seen)
+
+
+def test_a_part_that_cannot_be_fused_is_timed_in_plain_operations_and_says_so() -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("backend='inductor' raised:\nLoweringError: no such kernel")
+
+    session = model_session("transformer")
+    session.settings.ops = replace(session.settings.ops, name=FUSED, gated_unit=broken)
+    found = part_times(session, make_sweep())
+    assert found["mlp"].time.value > 0 and found["mlp"].operations == PLAIN
+    assert "LoweringError: no such kernel" in found["mlp"].note
+    assert found["norms"].operations == FUSED and found["norms"].note is None
+
+
+def test_a_part_without_any_form_is_a_row_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no head")
+
+    monkeypatch.setattr(ModelSession, "_head", lambda session, x_BD: session.tokens_B.float())
+    session = model_session("transformer")
+    monkeypatch.setattr(ModelSession, "_head", broken)
+    found = part_times(session, make_sweep())
+    assert found["head"].time is None and "ValueError: no head" in found["head"].error
+    assert found["mlp"].time.value > 0
+
+
+def test_the_whole_cause_of_a_failure_is_told() -> None:
+    try:
+        try:
+            raise KeyError("the kernel")
+        except KeyError as error:
+            raise RuntimeError(
+                "backend='inductor' raised:\n\nLoweringError: no kernel\n"
+                "  Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace"
+            ) from error
+    except RuntimeError as error:
+        told = whole_cause(error)
+    assert told == (
+        "RuntimeError: backend='inductor' raised: LoweringError: no kernel, "
+        "caused by KeyError: 'the kernel'"
+    )
+    long = whole_cause(ValueError("begin " + "x" * 2000 + " end"))
+    assert len(long) == LIMIT and long.startswith("ValueError: begin") and long.endswith(" end")
+
+
+@torch.inference_mode()
+def test_a_transformer_with_a_short_convolution_decodes_what_the_model_decodes(
+    tiny_model: Callable[..., Any],
+) -> None:
+    model, session, state = prefilled(
+        "transformer", 40, None, lambda mixer: tiny_model(mixer, short_conv=4)
+    )
+    for layer, held in zip(session.layers, state.layers, strict=True):
+        layer.k_BHTK[:, :, :40] = held.cache.k_BTHK[:, :40].transpose(1, 2)
+        layer.v_BHTV[:, :, :40] = held.cache.v_BTHV[:, :40].transpose(1, 2)
+        layer.history_BWC.copy_(held.history_BWC)
+        assert layer.state_bytes() == held.history_BWC.nbytes
+    compare_step(model, session, state)

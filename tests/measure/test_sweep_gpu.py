@@ -17,6 +17,7 @@ from ham.measure.sweep.grid import MODELS, SMOKE, Cell, Choice, choose_cells
 from ham.measure.sweep.layers import LayerSettings
 from ham.measure.sweep.models import ModelShelf
 from ham.measure.sweep.ops import FUSED, PLAIN, step_ops
+from ham.measure.sweep.parts import part_times
 from ham.measure.sweep.passes import TrainingStep
 from ham.measure.sweep.run import Sweep
 from ham.measure.sweep.sessions import ModelSession
@@ -78,6 +79,21 @@ def _state_tensors(session: ModelSession) -> list[torch.Tensor]:
         elif hasattr(layer, "state_BHKV"):
             found += [layer.state_BHKV, layer.history_BWC]
     return found
+
+
+@pytest.mark.parametrize("mixer", MODELS)
+def test_every_part_is_timed_in_a_graph_by_fused_operations(mixer: str) -> None:
+    """As the first compilation of the process, too: the part may not wait inside its capture."""
+    torch.compiler.reset()
+    session = session_of(mixer, FUSED)
+    session.capture()
+    sweep = Sweep(CUDA, torch.bfloat16, SMOKE, SweepStore(None, COMMON), fuse=True)
+    found = part_times(session, sweep)
+    assert {name for name, part in found.items() if part.time is None} == set()
+    assert {(part.launch_mode, part.operations) for part in found.values()} == {
+        ("cuda_graph", FUSED)
+    }, {name: part.note for name, part in found.items()}
+    session.free()
 
 
 @pytest.mark.parametrize("layout", [HEADS_FIRST, TOKENS_FIRST])

@@ -40,13 +40,17 @@ def test_a_fused_rule_layer_does_what_the_mixer_does(tiny_model: Any) -> None:
     torch.testing.assert_close(fused.state_BHKV, plain.state.recurrent, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "fraction"), [("ham", 0.5), ("gated_delta_rule_window", None)])
 @torch.inference_mode()
-def test_a_paged_layer_does_what_the_mixer_does(tiny_model: Any) -> None:
+def test_a_paged_layer_does_what_the_mixer_does(
+    tiny_model: Any, name: str, fraction: float | None
+) -> None:
     """Attention over the counted tokens of the pages; the token itself is never counted."""
-    from ham.measure.sweep.paged import PAGE_TOKENS, PagedHamLayer
+    from ham.measure.sweep.paged import PAGE_TOKENS, PagedHamLayer, PagedWindowLayer
 
-    mixer = tiny_model("ham").to(DEVICE).blocks[0].mixer
-    layer = PagedHamLayer(mixer, 0, settings_of("ham", 0.5))
+    mixer = tiny_model(name).to(DEVICE).blocks[0].mixer
+    kind = PagedHamLayer if name == "ham" else PagedWindowLayer
+    layer = kind(mixer, 0, settings_of(name, fraction))
     layer.prepare()
     x_BD = torch.randn(2, 32, device=DEVICE)
     projected = mixer._project(x_BD[:, None], layer.history_BWC.clone(), 70)
@@ -77,6 +81,9 @@ def test_a_paged_layer_does_what_the_mixer_does(tiny_model: Any) -> None:
     torch.testing.assert_close(layer.state_BHKV, state_BHKV, atol=1e-5, rtol=1e-4)
     assert tuple(layer.pages.counts_R.tolist()) == layer.routed_B
     assert layer.scratch.faults_2.tolist() == [0, 0]
+    if name != "ham":
+        assert layer.routed_B == (24, 24) and layer.occupancy() is None
+        return
     used, slots = sum(layer.routed_B), layer.occupancy().slots
     assert 0 <= slots - used <= 2 * PAGE_TOKENS
     # Keys and values, positions and the rounding of a page to 256 bytes.

@@ -284,3 +284,49 @@ def test_evidence_must_be_published(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["merge", str(machine.run), "--out", str(out), "--evidence", str(tmp_path)]) == 2
     assert "has no SHA256SUMS" in capsys.readouterr().err
     assert not out.exists()
+
+
+WITH_HAM = {"arms": [{"name": "a", "mixer": "transformer"}, {"name": "h", "mixer": "ham"}]}
+PAGE = "reports/tiny/inspect/h-seed0.html"
+
+
+def inspected(root: Path, text: str = "<p>kept</p>") -> Machine:
+    machine = Machine(root, **WITH_HAM).does(*TRAIN)
+    assert machine.tasks.result(Task("inspect", "h", 0)) == PAGE
+    write_text(root / PAGE, text)
+    return machine
+
+
+def test_the_page_of_kept_tokens_is_published_and_linked(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    write_piece(piece_of_run(inspected(tmp_path / "one").run), tmp_path / "piece.tar.xz")
+    out = tmp_path / "results/published/2026-01-01-cpu"
+    assert main(["merge", str(tmp_path / "piece.tar.xz"), "--out", str(out)]) == 0
+    assert "missing: reports/" not in capsys.readouterr().err
+    assert (out / "inspect/h-seed0.html").read_text() == "<p>kept</p>"
+    assert "inspect/h-seed0.html" in (out / "SHA256SUMS").read_text()
+    report = tmp_path / "reports/published/2026-01-01-cpu"
+    assert (report / "inspect/h-seed0.html").read_text() == "<p>kept</p>"
+    for name in ("index.html", "summary.md"):
+        assert "inspect/h-seed0.html" in (report / name).read_text()
+    assert verify_published("2026-01-01-cpu", tmp_path).faults == []
+    (out / "inspect/h-seed0.html").write_text("<p>other</p>")
+    faults = verify_published("2026-01-01-cpu", tmp_path).faults
+    assert any("inspect/h-seed0.html was changed" in fault for fault in faults)
+    assert any("inspect/h-seed0.html: line 1" in fault for fault in faults)
+
+
+def test_a_page_that_no_piece_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture):
+    machine = Machine(tmp_path, **WITH_HAM).does(*TRAIN)
+    out = tmp_path / "results/published/2026-01-01-cpu"
+    assert main(["merge", str(machine.run), "--out", str(out), "--check"]) == 0
+    assert f"missing: {PAGE}" in capsys.readouterr().err
+
+
+def test_two_pages_of_one_model_are_refused(tmp_path: Path):
+    one = piece_of_run(inspected(tmp_path / "one").run)
+    two = piece_of_run(inspected(tmp_path / "two", "<p>other</p>").run)
+    assert len(unite([one, one]).pages) == 1
+    with pytest.raises(ConfigError, match=r"h-seed0.html is another page in .*one.* than in .*two"):
+        unite([one, two])

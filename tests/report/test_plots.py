@@ -317,3 +317,17 @@ def test_the_enlarged_part_of_a_noisy_loss_has_means_only(make_rows):
     # Validation is measured rarely on the same batches: its seeds are shown.
     _, last = drawings["validation_loss"].figure.axes
     assert len([line for line in last.lines if line.get_transform() == last.transData]) == 8
+
+
+def test_steps_in_a_graph_stand_beside_prefills_that_are_not(make_rows):
+    rows = [
+        row.model_copy(update={"launch_mode": "cuda_graph", "provider": "triton"})
+        if row.experiment == "throughput" and row.task == "decode"
+        else row
+        for row in make_rows(models=["mamba2"])
+    ]
+    contexts = {
+        task: [point.x for point in speed_points(Results(rows), "mamba2", task)]
+        for task in ("prefill", "decode", "train")
+    }
+    assert contexts["prefill"] and contexts["prefill"] == contexts["decode"] == contexts["train"]

@@ -26,7 +26,7 @@ from ham.report.publish import (
 )
 from ham.report.rows import Row, write_rows
 from ham.report.verify import checksum_faults, published_folders, verify_all, verify_published
-from ham.workflow import rows_files
+from ham.workflow import inspection_pages, rows_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -240,3 +240,17 @@ def test_a_report_names_the_packed_state_of_its_configuration(finished_run, monk
         (pieces / name).touch()
     build_published("2026-01-01-cpu", finished_run, finished_run / "out")
     assert given == [[], ["results/pieces/tiny-*.tar.xz"]]
+
+
+def test_a_run_takes_its_page_of_kept_tokens_along(tmp_path: Path, finished_run: Path) -> None:
+    config = load_config([finished_run / "config.yaml"])
+    values = config.model_dump(mode="json")
+    values["arms"] = [{"name": "transformer", "mixer": "ham"}]
+    (finished_run / "config.yaml").write_text(yaml.safe_dump(values))
+    page = finished_run / inspection_pages(load_config([finished_run / "config.yaml"]))[0]
+    page.parent.mkdir(parents=True)
+    page.write_text("<p>kept</p>")
+    publish_run([finished_run / "config.yaml"], "x", finished_run)
+    build_published("x", finished_run)
+    assert (finished_run / REPORTS / "x/inspect" / page.name).read_text() == "<p>kept</p>"
+    assert f"inspect/{page.name}" in (finished_run / REPORTS / "x/index.html").read_text()

@@ -202,3 +202,27 @@ def test_clustered_cells_are_apart_from_the_others() -> None:
     rows = SweepRows(invented_rows())
     routings = {place.routing for place in rows.places("mixer_decode")}
     assert CLUSTERED in routings and len(routings) == 2
+
+
+def test_the_table_says_which_parts_are_more_than_their_name_or_not_like_the_step() -> None:
+    (cell,) = choose_cells(FULL, Choice([DECODE_PART], ["ham"], [32768], [16], [0.25], True))[1]
+    whole = invented_row(cell, 1.0)
+    routed = whole.labels
+    parts = [
+        invented_row(
+            cell, 0.2, metric=PART_TIME, task="recurrent", labels={**routed, "fused": "A"}
+        ),
+        invented_row(
+            cell,
+            None,
+            metric=PART_TIME,
+            task="norms",
+            error="LoweringError: no kernel",
+            labels={**routed, "operations": "inductor"},
+        ),
+    ]
+    (table,) = sweep_tables(SweepRows([whole, *parts]))
+    assert "ham, recurrent: A." in table.note
+    assert "ham, norms: inductor, cuda_graph; LoweringError: no kernel." in table.note
+    (plain,) = sweep_tables(SweepRows([whole]))
+    assert plain.note.endswith("share what they read.")

@@ -6,7 +6,18 @@ import math
 
 import torch
 
-from ham.measure.sweep.grid import HAM, MIXER_DECODE, MODEL_PREFILL, MODEL_TRAIN, Cell, Scale
+from ham.measure.sweep.grid import (
+    EVICTED,
+    HAM,
+    MIXER_DECODE,
+    MODEL_PREFILL,
+    MODEL_TRAIN,
+    RULE_WINDOW,
+    TRANSFORMER,
+    WINDOW,
+    Cell,
+    Scale,
+)
 from ham.report.formats import byte_size
 
 RESERVE = 1 << 30
@@ -19,6 +30,9 @@ PREFILL_BYTES = 96
 TRAIN_BYTES = 100
 LOGIT_BYTES = 10
 OPTIMISER_BYTES = 16
+
+EVICTION_INTERVAL = 16
+"""Tokens that wait for the next eviction, at most."""
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -37,9 +51,11 @@ def cache_bytes(cell: Cell, scale: Scale, element_size: int) -> int:
         share = cell.fraction or 0.0
         # The longest of many sequences lies a few standard deviations above the mean.
         tokens = min(tokens, share * tokens + 5 * math.sqrt(share * tokens) + 1)
-    elif cell.model == "sliding_window":
+    elif cell.model in (WINDOW, RULE_WINDOW):
         tokens = min(tokens, scale.window)
-    elif cell.model != "transformer":
+    elif cell.model == EVICTED:
+        tokens = min(tokens, scale.main_fraction * tokens + EVICTION_INTERVAL)
+    elif cell.model != TRANSFORMER:
         return 0
     return round(tokens * _token_bytes(cell, scale, element_size))
 

@@ -10,7 +10,6 @@ import torch
 
 from ham.job import used_providers
 from ham.kernels.registry import TORCH
-from ham.kernels.speed.clock import Task, capture
 from ham.measure.sweep.budget import full_cache_bytes
 from ham.measure.sweep.grid import (
     DECODE_PART,
@@ -22,8 +21,9 @@ from ham.measure.sweep.grid import (
 from ham.measure.sweep.layers import LayerSettings, Occupancy, Traffic
 from ham.measure.sweep.models import parameter_bytes, release
 from ham.measure.sweep.ops import FUSED, PLAIN, step_ops
+from ham.measure.sweep.parts import PartTime, part_times
 from ham.measure.sweep.passes import Prefill, TrainingStep
-from ham.measure.sweep.sessions import DecodeSession, make_session
+from ham.measure.sweep.sessions import make_session
 from ham.model.decoder import DecoderLM
 from ham.report.statistics import Estimate
 
@@ -47,7 +47,7 @@ class CellResult:
         traffic: Bytes that a step must move; None outside of decoding.
         full_cache_bytes: Keys and values of every token of a cell of this size.
         occupancy: Use of the routed cache by layer.
-        parts: Times of parts of the step.
+        parts: Parts of the step by name.
         note: Why the launch mode is not the usual one.
     """
 
@@ -62,7 +62,7 @@ class CellResult:
     traffic: Traffic | None = None
     full_cache_bytes: int | None = None
     occupancy: tuple[Occupancy, ...] = ()
-    parts: Mapping[str, Estimate] = field(default_factory=dict)
+    parts: Mapping[str, PartTime] = field(default_factory=dict)
     note: str | None = None
 
     def labels(self, cell: Cell, copy_gb_per_second: float | None) -> dict[str, Label]:
@@ -125,7 +125,7 @@ def _decode(cell: Cell, sweep: Sweep) -> CellResult:
         session.replay()
         peak_bytes = peak.read(session.weight_bytes())
         time = sweep.time(session.replay)
-        parts = _part_times(session, sweep) if cell.experiment == DECODE_PART else {}
+        parts = part_times(session, sweep) if cell.experiment == DECODE_PART else {}
         occupancy = tuple(session.occupancy())
         return CellResult(
             time,
@@ -143,19 +143,6 @@ def _decode(cell: Cell, sweep: Sweep) -> CellResult:
         )
     finally:
         session.free()
-
-
-def _part_times(session: DecodeSession, sweep: Sweep) -> dict[str, Estimate]:
-    """Each part for itself, launched as the whole step is."""
-    times = {}
-    for name, run in session.parts().items():
-        if session.launch_mode == "cuda_graph":
-            run = capture(Task(run, torch.inference_mode)).replay
-            times[name] = sweep.time(run)
-        else:
-            with torch.inference_mode():
-                times[name] = sweep.time(run)
-    return times
 
 
 def _prefill(cell: Cell, sweep: Sweep) -> CellResult:

@@ -21,7 +21,18 @@ EXPERIMENTS = (MIXER_DECODE, MODEL_DECODE, MODEL_TRAIN, DECODE_PART, MODEL_PREFI
 HAM = "ham"
 TRANSFORMER = "transformer"
 RULE = "gated_delta_rule"
-MODELS = (HAM, TRANSFORMER, RULE, "mamba2", "sliding_window")
+WINDOW = "sliding_window"
+RULE_WINDOW = "gated_delta_rule_window"
+EVICTED = "transformer_evicted"
+FIRST_MODELS = (HAM, TRANSFORMER, RULE, "mamba2", WINDOW)
+LATER_MODELS = (RULE_WINDOW, EVICTED)
+"""Measured last: no target is about them.
+
+`transformer_evicted` decodes only. It has the weights of a trained transformer, so there is no
+training step of its own; and its prefill evicts every few tokens in a loop on the host, whose time
+would be that of the loop.
+"""
+MODELS = (*FIRST_MODELS, *LATER_MODELS)
 
 UNSTRUCTURED = "forced"
 CLUSTERED = "forced, clustered"
@@ -245,15 +256,32 @@ def _further_tiers(scale: Scale) -> list[list[Cell]]:
     ]
     return [
         _cells(scale, MODEL_DECODE, row, (HAM, TRANSFORMER)),
-        _cells(scale, MODEL_DECODE, row, MODELS[2:]),
+        _cells(scale, MODEL_DECODE, row, FIRST_MODELS[2:]),
         _cells(scale, MIXER_DECODE, row, (HAM, TRANSFORMER)),
         clustered,
         _cells(scale, MODEL_PREFILL, single, (HAM, TRANSFORMER), main),
-        _cells(scale, DECODE_PART, [scale.headline, scale.short], MODELS, main),
+        _cells(scale, DECODE_PART, [scale.headline, scale.short], fractions=main),
         _cells(scale, MODEL_DECODE, grid),
         _cells(scale, MODEL_TRAIN, lengths),
         *(_cells(scale, MIXER_DECODE, grid, head_dim=size) for size in scale.head_dims),
         _cells(scale, MODEL_PREFILL, short_enough),
+        *_later_tiers(scale, row, single, lengths),
+    ]
+
+
+def _later_tiers(
+    scale: Scale,
+    row: Sequence[tuple[int, int]],
+    single: Sequence[tuple[int, int]],
+    lengths: Sequence[tuple[int, int]],
+) -> list[list[Cell]]:
+    """What the figures show of the models that come last."""
+    return [
+        _cells(scale, MODEL_DECODE, [scale.headline, *row, scale.long, scale.short], LATER_MODELS),
+        _cells(scale, DECODE_PART, [scale.headline], LATER_MODELS),
+        _cells(scale, MIXER_DECODE, row, LATER_MODELS),
+        _cells(scale, MODEL_PREFILL, single, (RULE_WINDOW,)),
+        _cells(scale, MODEL_TRAIN, lengths, (RULE_WINDOW,)),
     ]
 
 
@@ -261,7 +289,7 @@ def _cells(
     scale: Scale,
     experiment: str,
     sizes: Iterable[tuple[int, int]],
-    models: Iterable[str] = MODELS,
+    models: Iterable[str] = FIRST_MODELS,
     fractions: Sequence[float] | None = None,
     head_dim: int | None = None,
 ) -> list[Cell]:

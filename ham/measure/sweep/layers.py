@@ -8,7 +8,7 @@ it. `pieces` are the parts of the core between the projections, which can be tim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from ham.kernels.gated_delta_rule import gated_delta_rule_step
 from ham.kernels.speed.clock import Clock
 from ham.measure.sweep.attention import attend_one, empty_cache, fastest_backend, fastest_layout
 from ham.measure.sweep.forced import forced_mask
-from ham.measure.sweep.grid import HAM, RULE, Cell
+from ham.measure.sweep.grid import Cell
 from ham.measure.sweep.ops import StepOps
 from ham.model.mixer import SequenceMixer
 
@@ -79,9 +79,13 @@ class DecodeLayer(ABC):
         mixer: The layer's mixer.
         index: Which layer of the model it is.
         settings: Sizes, device, dtype.
+
+    Attributes:
+        fused_pieces: What the launch of a piece does, where that is more than its name says.
     """
 
     provider = "torch"
+    fused_pieces: Mapping[str, str] = {}
 
     def __init__(self, mixer: SequenceMixer, index: int, settings: LayerSettings):
         self.mixer = mixer
@@ -150,14 +154,19 @@ class RecurrentLayer(DecodeLayer):
 
 
 class DenseLayer(DecodeLayer):
-    """Full and windowed attention over a cache with exactly as many slots as a query sees."""
+    """Full attention over a cache with exactly as many slots as a query sees."""
 
     def prepare(self) -> None:
         """Keys and values in the fastest layout; the new token has the last slot."""
         settings, position = self.settings, self.settings.cell.context
-        window = getattr(self.mixer.options, "window", None)
-        self.keys = position + 1 if window is None else min(window, position + 1)
+        self.keys = self._visible_keys(position)
         self.slot = position % self.keys
+        conv = getattr(self.mixer, "conv", None)
+        self.history_BWC = (
+            None
+            if conv is None
+            else conv.init_history(self.batch, settings.device, settings.dtype).normal_()
+        )
         size = (self.heads, self.head_dim)
         if size not in settings.layouts:
             arguments = (*size, settings.device, settings.dtype, settings.clock)
@@ -179,11 +188,22 @@ class DenseLayer(DecodeLayer):
             settings.backend = fastest_backend(q_BHK, self.k_BHTK, self.v_BHTV, settings.clock)
         self.provider = settings.backend
 
+    def _visible_keys(self, position: int) -> int:
+        """Keys that the query at `position` sees, its own included."""
+        return position + 1
+
     def step(self, x_BD: Tensor) -> Tensor:
         """Project, rotate, append, attend, project."""
-        self.qkv_BC = self.mixer.qkv(x_BD[:, None])[:, 0]
+        self.qkv_BC = self._project(x_BD)
         self._append()
         return self.mixer.out(self._attend().flatten(1))
+
+    def _project(self, x_BD: Tensor) -> Tensor:
+        qkv_B1C = self.mixer.qkv(x_BD[:, None])
+        if self.history_BWC is not None:
+            qkv_B1C, history_BWC = self.mixer.conv(qkv_B1C, self.history_BWC)
+            self.history_BWC.copy_(history_BWC)
+        return qkv_B1C[:, 0]
 
     def _append(self) -> None:
         position = self.settings.cell.context
@@ -203,12 +223,13 @@ class DenseLayer(DecodeLayer):
         return self.k_BHTK.nbytes + self.v_BHTV.nbytes
 
     def state_bytes(self) -> int:
-        """No recurrent state."""
-        return 0
+        """Inputs of a short convolution, if there is one."""
+        return 0 if self.history_BWC is None else self.history_BWC.nbytes
 
     def traffic(self) -> Traffic:
         """Everything is read; one token per sequence is written."""
-        return Traffic(self.kv_bytes(), self.kv_bytes() // self.keys)
+        states = self.state_bytes()
+        return Traffic(self.kv_bytes() + states, self.kv_bytes() // self.keys + states)
 
     def pieces(self) -> Pieces:
         """Rotation with append, and attention."""
@@ -224,12 +245,9 @@ class PaddedHamLayer(DecodeLayer):
     provider = "torch_padded"
 
     def prepare(self) -> None:
-        """States, and as many keys for each sequence as the hash routes."""
-        cell, device, dtype = self.settings.cell, self.settings.device, self.settings.dtype
-        routed_BT = forced_mask(
-            self.index, self.batch, cell.context + 1, cell.fraction, cell.routing, device
-        )
-        counts_B = routed_BT[:, :-1].sum(dim=1)
+        """States, and as many keys for each sequence as it holds."""
+        device, dtype = self.settings.device, self.settings.dtype
+        counts_B, last_B = self._held()
         self.routed_B = tuple(counts_B.tolist())
         self.slots = max(self.routed_B) + 1
         sizes = (self.batch, self.heads, self.slots, self.head_dim)
@@ -237,27 +255,36 @@ class PaddedHamLayer(DecodeLayer):
         self.v_BHNV = torch.randn(sizes, device=device, dtype=dtype)
         self.rows_B = torch.arange(self.batch, device=device)
         self.counts_B = counts_B
-        seen_B1 = (counts_B + routed_BT[:, -1])[:, None]
+        seen_B1 = (counts_B + last_B)[:, None]
         self.visible_B11N = (torch.arange(self.slots, device=device) < seen_B1)[:, None, None]
         self.state_BHKV = STATE_SCALE * torch.randn(
             self.batch, self.heads, self.head_dim, self.head_dim, device=device
         )
         self.history_BWC = self.mixer.conv.init_history(self.batch, device, dtype).normal_()
 
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """Tokens in each cache before the step, and whether that of the step joins: by the hash."""
+        cell, device = self.settings.cell, self.settings.device
+        routed_BT = forced_mask(
+            self.index, self.batch, cell.context + 1, cell.fraction, cell.routing, device
+        )
+        return routed_BT[:, :-1].sum(dim=1), routed_BT[:, -1]
+
     def step(self, x_BD: Tensor) -> Tensor:
         """All parts in order."""
         self.x_B1D = x_BD[:, None]
         self._recur()
+        self._score()
         self._append()
         self._attend()
         return self._combine()[:, 0]
 
     def _recur(self) -> None:
-        """Projections, convolution, recurrent step, score; the decision itself is forced."""
+        """Projections, convolution, recurrent step."""
         position = self.settings.cell.context
         projected = self.mixer._project(self.x_B1D, self.history_BWC, position)
         self.projected = projected
-        self.o_BHV, state_BHKV, prediction_BHV = gated_delta_rule_step(
+        self.o_BHV, state_BHKV, self.prediction_BHV = gated_delta_rule_step(
             projected.recurrent_q_BTHK[:, 0],
             projected.recurrent_k_BTHK[:, 0],
             projected.v_BTHV[:, 0],
@@ -267,8 +294,11 @@ class PaddedHamLayer(DecodeLayer):
         )
         self.state_BHKV.copy_(state_BHKV)
         self.history_BWC.copy_(projected.history_BWC)
-        score_BTH = self.mixer._score_of_prediction(prediction_BHV[:, None], projected)
-        self.routing = self.mixer.router(self.x_B1D, score_BTH, position)
+
+    def _score(self) -> None:
+        """Score and threshold; the decision itself is forced."""
+        score_BTH = self.mixer._score_of_prediction(self.prediction_BHV[:, None], self.projected)
+        self.routing = self.mixer.router(self.x_B1D, score_BTH, self.settings.cell.context)
 
     def _append(self) -> None:
         self.k_BHNK[self.rows_B, :, self.counts_B] = self.projected.attention_k_BTHK[:, 0]
@@ -305,31 +335,11 @@ class PaddedHamLayer(DecodeLayer):
         return Occupancy(self.routed_B, self.batch * self.slots)
 
     def pieces(self) -> Pieces:
-        """Recurrence with score, append, attention, and norms with gates."""
+        """Recurrence, score, append, attention, and norms with gates."""
         return {
             "recurrent": self._recur,
+            "score": self._score,
             "append": self._append,
             "attention": self._attend,
             "gates": self._combine,
         }
-
-
-LAYERS: dict[str, type[DecodeLayer]] = {
-    HAM: PaddedHamLayer,
-    "transformer": DenseLayer,
-    "sliding_window": DenseLayer,
-}
-
-
-def make_layer(mixer: SequenceMixer, index: int, settings: LayerSettings) -> DecodeLayer:
-    """The layer of a mixer; one that is not listed is recurrent and steps by itself."""
-    kind = _fused_layers() if settings.device.type == "cuda" else LAYERS
-    chosen = kind.get(settings.cell.model, RecurrentLayer)
-    return chosen(mixer, index, settings)
-
-
-def _fused_layers() -> dict[str, type[DecodeLayer]]:
-    """With fused kernels, whose modules load Triton."""
-    from ham.measure.sweep.paged import FusedRuleLayer, PagedHamLayer
-
-    return {**LAYERS, HAM: PagedHamLayer, RULE: FusedRuleLayer}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+from typing import Any
 
 import torch
 from torch import nn
 
 from ham.config_files import parse_config
-from ham.measure.sweep.grid import MODELS, Scale
+from ham.measure.sweep.grid import EVICTED, MODELS, RULE_WINDOW, WINDOW, Scale
 from ham.model.blocks import RMSNorm, ShortConvolution
 from ham.model.decoder import DecoderLM
 from ham.model.mixer import MixerShape, SequenceMixer
@@ -91,9 +92,13 @@ class ModelShelf:
             return DecoderLM(sweep_config(self.scale, mixer))
 
 
-def mixer_options(mixer: str, scale: Scale) -> dict[str, int]:
+def mixer_options(mixer: str, scale: Scale) -> dict[str, Any]:
     """Options that differ from a mixer's defaults."""
-    return {"window": scale.window} if mixer == "sliding_window" else {}
+    if mixer in (WINDOW, RULE_WINDOW):
+        return {"window": scale.window}
+    if mixer == EVICTED:
+        return {"eviction": {"policy": "streaming", "fraction": scale.main_fraction}}
+    return {}
 
 
 @functools.cache

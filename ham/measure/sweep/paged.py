@@ -9,6 +9,7 @@ all the same, so the work is that of one that is.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +69,10 @@ class _FusedRecurrence(DecodeLayer):
 class FusedRuleLayer(_FusedRecurrence):
     """The gated delta rule in two launches."""
 
+    fused_pieces: ClassVar[dict[str, str]] = {
+        "recurrent": "convolution, decay and recurrence in one launch"
+    }
+
     def prepare(self) -> None:
         """States and scratch."""
         super().prepare()
@@ -105,15 +110,17 @@ class FusedRuleLayer(_FusedRecurrence):
 class PagedHamLayer(_FusedRecurrence):
     """HAM in three launches over pages."""
 
+    fused_pieces: ClassVar[dict[str, str]] = {
+        "recurrent": "convolution, recurrence, score, threshold and append in one launch",
+        "gates": "combination of the splits, norms and gates in one launch",
+    }
+
     def prepare(self) -> None:
-        """States, and pages for as many tokens of each sequence as the hash routes, and one."""
+        """States, and pages for as many tokens as each sequence holds, and one."""
         super().prepare()
-        cell, device, dtype = self.settings.cell, self.settings.device, self.settings.dtype
+        device, dtype = self.settings.device, self.settings.dtype
         sizes = (self.heads, self.head_dim, self.head_dim)
-        routed_BT = forced_mask(
-            self.index, self.batch, cell.context, cell.fraction, cell.routing, device
-        )
-        counts_B = routed_BT.sum(dim=1, dtype=torch.int32)
+        counts_B = self._held_B()
         self.routed_B = tuple(counts_B.tolist())
         owned = [count // PAGE_TOKENS + 1 for count in self.routed_B]
         self.page_count = sum(owned)
@@ -129,9 +136,28 @@ class PagedHamLayer(_FusedRecurrence):
         )
         self._constants(device, dtype)
 
+    def _held_B(self) -> Tensor:
+        """Int32 tokens in each cache: as many as the hash routes."""
+        cell = self.settings.cell
+        routed_BT = forced_mask(
+            self.index,
+            self.batch,
+            cell.context,
+            cell.fraction,
+            cell.routing,
+            self.settings.device,
+        )
+        return routed_BT.sum(dim=1, dtype=torch.int32)
+
+    def _routing(self) -> Routing:
+        """The mixer's score, which no token can make reach the threshold."""
+        options = self.mixer.options
+        threshold_1 = torch.full((1,), math.inf, device=self.settings.device)
+        return Routing(options.score, options.reduction, threshold_1)
+
     def _constants(self, device: torch.device, dtype: torch.dtype) -> None:
         """Parameters and positions in the form that the kernels take."""
-        mixer, options = self.mixer, self.mixer.options
+        mixer = self.mixer
         rotary = mixer.rotary
         self.attention = Attention(
             mixer.q_norm.weight,
@@ -139,8 +165,7 @@ class PagedHamLayer(_FusedRecurrence):
             None if rotary is None else rotary.cos,
             None if rotary is None else rotary.sin,
         )
-        threshold_1 = torch.full((1,), math.inf, device=device)
-        self.routing = Routing(options.score, options.reduction, threshold_1)
+        self.routing = self._routing()
         self.positions_B = torch.full((self.batch,), self.settings.cell.context, device=device)
         self.y_BHV = torch.empty(self.batch, self.heads, self.head_dim, device=device, dtype=dtype)
 
@@ -192,6 +217,33 @@ class PagedHamLayer(_FusedRecurrence):
     def pieces(self) -> Pieces:
         """The three launches."""
         return {"recurrent": self._recur, "attention": self._attend, "gates": self._combine}
+
+
+class PagedWindowLayer(PagedHamLayer):
+    """The gated delta rule with a window by the launches of HAM, of which it needs no score.
+
+    Its pages hold a window of tokens. As with HAM, the token of the step is written and not
+    counted, so as many tokens are read as a query sees once the window is full.
+    """
+
+    fused_pieces: ClassVar[dict[str, str]] = {
+        **PagedHamLayer.fused_pieces,
+        "recurrent": "convolution, recurrence and append in one launch",
+    }
+
+    def _held_B(self) -> Tensor:
+        """The window, the same in all sequences."""
+        held = min(self.mixer.options.window, self.settings.cell.context)
+        return torch.full((self.batch,), held, dtype=torch.int32, device=self.settings.device)
+
+    def _routing(self) -> Routing:
+        """A score that is given, which costs nothing."""
+        device = self.settings.device
+        threshold_1 = torch.full((1,), math.inf, device=device)
+        return Routing("given", "min", threshold_1, torch.zeros(self.batch, device=device))
+
+    def occupancy(self) -> None:
+        """Nothing is routed."""
 
 
 def splits_for(rows: int, counts: tuple[int, ...]) -> int:

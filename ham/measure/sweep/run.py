@@ -11,12 +11,13 @@ import torch
 
 from ham.kernels.speed import ceilings as ceiling_module
 from ham.kernels.speed.ceilings import COPY, measure_ceilings
-from ham.kernels.speed.checks import describe
 from ham.kernels.speed.clock import Clock, GpuLostError, Task, make_clock, recover, take_turns
 from ham.measure.sweep.budget import free_bytes, predicted_bytes, refusal
+from ham.measure.sweep.causes import whole_cause
 from ham.measure.sweep.cells import CellResult, measure_cell
 from ham.measure.sweep.grid import MODEL_TRAIN, Cell, Scale
 from ham.measure.sweep.models import ModelShelf, arm_name, release
+from ham.measure.sweep.parts import PartTime
 from ham.measure.sweep.store import CEILING_EXPERIMENT, PART_TIME, TIME, SweepStore, cell_key
 from ham.report.row_store import DEVICE
 from ham.report.rows import Row
@@ -104,13 +105,13 @@ class Sweep:
         try:
             result = measure_cell(cell, self)
         except torch.OutOfMemoryError as error:
-            self._failed(cell, f"{OUT_OF_MEMORY}: {describe(error)}")
+            self._failed(cell, f"{OUT_OF_MEMORY}: {whole_cause(error)}")
         except GpuLostError as error:
             self._failed(cell, str(error))
             raise
         except Exception as error:
             # One cell that cannot be measured must not cost the others.
-            self._failed(cell, describe(error))
+            self._failed(cell, whole_cause(error))
         else:
             self._finished(cell, result, parameters)
             return
@@ -147,20 +148,21 @@ class Sweep:
                 **_spread(result.time),
             )
         ]
-        for name, part in result.parts.items():
-            rows.append(
-                self.store.make(
-                    cell.experiment,
-                    PART_TIME,
-                    part.value,
-                    task=name,
-                    labels=self._labels(cell),
-                    **common,
-                    **_spread(part),
-                )
-            )
+        rows += [self._part_row(cell, name, part, common) for name, part in result.parts.items()]
         self.store.put(rows)
         self.say(f"{cell.name}: {result.time.value:.4f} ms ({result.provider})")
+
+    def _part_row(self, cell: Cell, name: str, part: PartTime, common: dict) -> Row:
+        return self.store.make(
+            cell.experiment,
+            PART_TIME,
+            None if part.time is None else part.time.value,
+            task=name,
+            labels={**self._labels(cell), **part.labels()},
+            error=part.error,
+            **{**common, "launch_mode": part.launch_mode},
+            **({} if part.time is None else _spread(part.time)),
+        )
 
     def _failed(self, cell: Cell, reason: str) -> None:
         row: Row = self.store.make(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -17,15 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ham.kernels.speed.clock import Graph, Task, capture
-from ham.measure.sweep.layers import (
-    DecodeLayer,
-    LayerSettings,
-    Occupancy,
-    Pieces,
-    Traffic,
-    make_layer,
-)
+from ham.measure.sweep.layer_choice import make_layer
+from ham.measure.sweep.layers import DecodeLayer, LayerSettings, Occupancy, Pieces, Traffic
 from ham.measure.sweep.models import parameter_bytes, release
+from ham.measure.sweep.ops import StepOps, step_ops
 from ham.model.decoder import Block, DecoderLM
 from ham.model.mixer import SequenceMixer
 
@@ -36,10 +32,12 @@ class DecodeSession(Protocol):
     Attributes:
         provider: What computes, e.g. `triton` or `sdpa_cudnn`.
         launch_mode: `cuda_graph` or `eager`, known after `capture`.
+        operations: Form of the operations between matrix products, as `step_ops` names it.
     """
 
     provider: str
     launch_mode: str
+    operations: str
 
     def prepare(self) -> None:
         """Allocate caches and fill them to the cell's context."""
@@ -65,8 +63,14 @@ class DecodeSession(Protocol):
     def occupancy(self) -> list[Occupancy]:
         """Use of the routed cache, layer by layer; empty where nothing is routed."""
 
-    def parts(self) -> Mapping[str, Callable[[], object]]:
-        """Pieces of the step that can be timed alone, by name; callable after `prepare`."""
+    def parts(self, operations: str | None = None) -> Mapping[str, Callable[[], object]]:
+        """Pieces of the step that can be timed alone, by name; callable after `prepare`.
+
+        `operations` replaces the session's own.
+        """
+
+    def fused_parts(self) -> Mapping[str, str]:
+        """What the launches of some parts do besides, by name."""
 
     def free(self) -> None:
         """Give all memory back."""
@@ -85,6 +89,11 @@ class CapturedSession:
     def provider(self) -> str:
         """The distinct providers of the layers."""
         return "+".join(dict.fromkeys(layer.provider for layer in self.layers))
+
+    @property
+    def operations(self) -> str:
+        """Those of the settings."""
+        return self.settings.ops.name
 
     def step(self) -> Tensor:
         """One step, launched eagerly."""
@@ -142,9 +151,13 @@ class CapturedSession:
         found = (layer.occupancy() for layer in self.layers)
         return [one for one in found if one is not None]
 
-    def parts(self) -> Pieces:
+    def parts(self, operations: str | None = None) -> Pieces:
         """None that are timed alone."""
         return {}
+
+    def fused_parts(self) -> Mapping[str, str]:
+        """Those of the layers."""
+        return {name: words for layer in self.layers for name, words in layer.fused_pieces.items()}
 
     def free(self) -> None:
         """Drop the graph and the layers."""
@@ -208,60 +221,67 @@ class ModelSession(CapturedSession):
         normed_BD = blocks[0].mixer_norm(x_BD)
         for block, layer, norm in zip(blocks, self.layers, following, strict=True):
             x_BD, normed_BD = ops.add_norm(x_BD, layer.step(normed_BD), block.mlp_norm.weight)
-            x_BD, normed_BD = ops.add_norm(x_BD, self._mlp(block, normed_BD), norm.weight)
+            x_BD, normed_BD = ops.add_norm(x_BD, self._mlp(block, normed_BD, ops), norm.weight)
         return self._head(normed_BD)
 
     def weight_bytes(self) -> int:
         """Every parameter once; the embedding is the head."""
         return parameter_bytes(self.model)
 
-    def parts(self) -> Pieces:
+    @torch.inference_mode()
+    def parts(self, operations: str | None = None) -> Pieces:
         """The same work cut up: every part runs for all layers in turn, on inputs made before."""
-        with torch.inference_mode():
-            settings = self.settings
-            x_BD = torch.randn(
-                settings.cell.batch,
-                self.model.config.width,
-                device=settings.device,
-                dtype=settings.dtype,
-            )
-            cores = []
-            for layer in self.layers:
-                core = copy.copy(layer)
-                core.mixer = without_projections(layer.mixer, settings)
-                core.step(x_BD)
-                cores.append(core)
-            blocks = list(self.model.blocks)
-            parts: Pieces = {}
-            for name in cores[0].pieces() or ("core",):
-                parts[name] = _all_of(
-                    [
-                        core.pieces().get(name) or functools.partial(core.step, x_BD)
-                        for core in cores
-                    ]
-                )
-            return {
-                **parts,
-                "projections": _all_of(
-                    [
-                        functools.partial(linear, _input_of(linear, settings))
-                        for block in blocks
-                        for linear in _linears(block.mixer)
-                    ]
-                ),
-                "mlp": _all_of([functools.partial(self._mlp, block, x_BD) for block in blocks]),
-                "norms": _all_of(
-                    [
-                        functools.partial(settings.ops.add_norm, x_BD, x_BD, norm.weight)
-                        for block in blocks
-                        for norm in (block.mixer_norm, block.mlp_norm)
-                    ]
-                ),
-                "head": functools.partial(self._head, x_BD),
-            }
+        settings = self.settings
+        if operations not in (None, settings.ops.name):
+            settings = replace(settings, ops=step_ops(operations))
+        x_BD, branch_BD = self._random(), self._random()
+        blocks = list(self.model.blocks)
+        return {
+            **self._core_parts(settings, x_BD),
+            "projections": _all_of(
+                [
+                    functools.partial(linear, _input_of(linear, settings))
+                    for block in blocks
+                    for linear in _linears(block.mixer)
+                ]
+            ),
+            "mlp": _all_of(
+                [functools.partial(self._mlp, block, x_BD, settings.ops) for block in blocks]
+            ),
+            # Two tensors, as in the step: one given twice would be another graph to compile.
+            "norms": _all_of(
+                [
+                    functools.partial(settings.ops.add_norm, x_BD, branch_BD, norm.weight)
+                    for block in blocks
+                    for norm in (block.mixer_norm, block.mlp_norm)
+                ]
+            ),
+            "head": functools.partial(self._head, x_BD),
+        }
 
-    def _mlp(self, block: Block, normed_BD: Tensor) -> Tensor:
-        return block.mlp.down(self.settings.ops.gated_unit(block.mlp.up(normed_BD)))
+    def _core_parts(self, settings: LayerSettings, x_BD: Tensor) -> Pieces:
+        """The layers without their projections, by piece where they have any."""
+        cores = []
+        for layer in self.layers:
+            core = copy.copy(layer)
+            core.settings = settings
+            core.mixer = without_projections(layer.mixer, settings)
+            core.step(x_BD)
+            cores.append(core)
+        return {
+            name: _all_of(
+                [core.pieces().get(name) or functools.partial(core.step, x_BD) for core in cores]
+            )
+            for name in cores[0].pieces() or ("core",)
+        }
+
+    def _random(self) -> Tensor:
+        settings = self.settings
+        shape = (settings.cell.batch, self.model.config.width)
+        return torch.randn(shape, device=settings.device, dtype=settings.dtype)
+
+    def _mlp(self, block: Block, normed_BD: Tensor, ops: StepOps) -> Tensor:
+        return block.mlp.down(ops.gated_unit(block.mlp.up(normed_BD)))
 
     def _head(self, normed_BD: Tensor) -> Tensor:
         logits_BV = F.linear(normed_BD, self.model.embedding.weight)
