@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -22,6 +22,7 @@ from ham.failure import read_failure
 from ham.files import stable_hash, write_text
 from ham.fingerprint import PROJECT, fingerprint, repository_root
 from ham.model.outside import announced
+from ham.report.manifest import manifest_path
 
 STAGES = ("prepare", "tune", "train", "evaluate", "measure", "inspect", "report")
 SPLITS = ("train", "calibration", "validation", "test")
@@ -137,6 +138,29 @@ def inspection_pages(config: Config) -> list[str]:
         f"{report_folder(config)}/inspect/{arm.name}-seed{config.seeds_of(arm)[0]}.html"
         for arm in arms[:1]
     ]
+
+
+def inspection_files(config: Config) -> list[str]:
+    """What the inspection may leave: its page, and rows with their manifest beside it.
+
+    An arm that failed has the page alone.
+    """
+    rows = [
+        str(PurePosixPath(page).with_suffix(".rows.jsonl")) for page in inspection_pages(config)
+    ]
+    return [*inspection_pages(config), *rows, *(str(manifest_path(path)) for path in rows)]
+
+
+def inspection_options(config: Config) -> list[str]:
+    """Options of `ham inspect` besides those of every arm: rows, and what decoding agrees on.
+
+    Decisions can be compared where a threshold makes them, in every other cache not.
+    """
+    arm = next((arm for arm in config.arms if arm.mixer == INSPECTED_MIXER), None)
+    if arm is None:
+        return []
+    compared = arm.options.get("budget", "threshold") == "threshold"
+    return ["--rows", inspection_files(config)[1], *(["--agreement"] if compared else [])]
 
 
 def mixer_files(root: Path | None = None) -> dict[str, str]:

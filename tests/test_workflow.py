@@ -219,6 +219,15 @@ def test_another_arm_changes_nothing_for_this_one():
     assert wf.stage_hash(before, "train", "mamba2") == wf.stage_hash(after, "train", "mamba2")
 
 
+def test_decisions_are_compared_where_a_threshold_makes_them():
+    rows = "reports/demo/inspect/ham-cosine-seed0.rows.jsonl"
+    assert wf.inspection_options(demo()) == ["--rows", rows, "--agreement"]
+    assert wf.inspection_files(demo())[1:] == [rows, rows.replace(".rows.jsonl", ".manifest.json")]
+    bounded = {"name": "h", "mixer": "ham", "options": {"budget": "bounded"}}
+    assert wf.inspection_options(demo(arms=[bounded]))[2:] == []
+    assert wf.inspection_options(demo(arms=[{"name": "t", "mixer": "transformer"}])) == []
+
+
 def test_only_ham_arms_have_a_page_of_kept_tokens():
     assert wf.inspection_pages(demo()) == ["reports/demo/inspect/ham-cosine-seed0.html"]
     assert wf.inspection_pages(demo(arms=[{"name": "t", "mixer": "transformer"}])) == []

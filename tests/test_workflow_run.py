@@ -131,6 +131,8 @@ def test_the_report_links_a_page_of_kept_tokens(pipeline: Pipeline):
     link = Path(page).relative_to("reports/tiny").as_posix()
     index = (pipeline.folder / "reports/tiny/index.html").read_text()
     assert f'href="{link}"' in index
+    rows = read_rows(pipeline.folder / wf.inspection_files(load_config(pipeline.config))[1])
+    assert {"flips", "logit_difference"} <= {row.metric for row in rows}
     assert f"[Kept tokens]({link})" in (pipeline.folder / "reports/tiny/summary.md").read_text()
 
 

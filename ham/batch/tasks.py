@@ -18,6 +18,8 @@ from ham.report.manifest import manifest_path
 from ham.workflow import (
     INSPECTED_MIXER,
     checkpoint_folder,
+    inspection_files,
+    inspection_options,
     inspection_pages,
     run_folder,
     stage_fingerprint,
@@ -166,6 +168,12 @@ class Tasks:
         result = self.result(task)
         return [result, str(manifest_path(result))] if result.endswith(".jsonl") else [result]
 
+    def extras(self, task: Task) -> list[str]:
+        """Files that a job may leave besides, which say nothing about whether it is done."""
+        if task.stage != "inspect":
+            return []
+        return [path for path in inspection_files(self.config) if path != self.result(task)]
+
     def log(self, task: Task) -> str:
         """Where a job's output goes."""
         folder = f"{run_folder(self.config)}/logs/{task.arm}"
@@ -189,7 +197,8 @@ class Tasks:
         if task.stage == "inspect":
             where = ["--sample", f"{self.data}/test.tokens", "--config", self.config_file]
             how = ["--arm", task.arm, "--device", self.config.device, "--out", result]
-            return ["inspect", self.checkpoint(task), *where, *how]
+            more = inspection_options(self.config)
+            return ["inspect", self.checkpoint(task), *where, *how, *more]
         common = [task.stage, self.config_file, "--arm", task.arm, "--seed", str(task.seed)]
         common += ["--data", self.data]
         if task.stage != "train":

@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     if failure and arguments.keep_going and arguments.out:
         arm = arguments.arm or str(arguments.checkpoint)
         write_text(arguments.out, render_failure(arm, failure))
+        _forget_rows(arguments.rows)
         return 0
     with gpu_lease(arguments.device):
         model = _model(arguments, resolve_device(arguments.device))
@@ -225,6 +226,14 @@ def _writer(model: DecoderLM, arguments: argparse.Namespace) -> tuple[RowWriter,
         manifest_id=manifest["manifest_id"],
     )
     return writer, manifest
+
+
+def _forget_rows(path: Path | None) -> None:
+    """Rows of an earlier attempt say nothing about an arm that failed now."""
+    from ham.report.manifest import manifest_path
+
+    for stale in () if path is None else (path, manifest_path(path)):
+        stale.unlink(missing_ok=True)
 
 
 def _write_rows(writer: RowWriter, manifest: dict, path: Path) -> None:

@@ -104,7 +104,8 @@ def piece_of_run(folder: Path, checkpoints: Checkpoints = "none") -> Piece:
     for task in piece.tasks.all:
         wanted = piece.tasks.files(task)
         if all((root / path).is_file() for path in wanted):
-            for path in (*wanted, str(key_path(piece.tasks.result(task)))):
+            key = str(key_path(piece.tasks.result(task)))
+            for path in (*wanted, key, *piece.tasks.extras(task)):
                 _take(piece, root, path)
     piece.files |= study_files(piece.config, root)
     for task in piece.tasks.all:

@@ -20,7 +20,7 @@ from ham.files import stable_hash
 from ham.pieces.archive import Piece
 from ham.report.manifest import manifest_path
 from ham.report.rows import Row
-from ham.workflow import inspection_pages
+from ham.workflow import inspection_files, inspection_pages
 
 COMPARED = ("config_hash", "code_fingerprint")
 MOST_KEYS = 5
@@ -39,7 +39,7 @@ class Union:
         studies: Rows and manifests of the runs of studies.
         missing_runs: Runs of studies that no piece has, in words.
         commits: The commits behind the jobs; one, if the code was frozen.
-        pages: Pages of `ham inspect` by path in the checkout.
+        pages: Pages of `ham inspect`, and rows with manifests beside them, by path in the checkout.
     """
 
     tasks: Tasks
@@ -123,14 +123,14 @@ def _add_studies(union: Union, seen: Seen, owners: dict[str, str], piece: Piece)
 
 
 def _add_pages(union: Union, owners: dict[str, str], piece: Piece) -> None:
-    """Take in the pages of kept tokens of a piece."""
-    for path in inspection_pages(union.tasks.config):
+    """Take in the pages of kept tokens of a piece, and what lies beside them."""
+    for path in inspection_files(union.tasks.config):
         if path not in piece.files:
             continue
         known = union.pages.setdefault(path, piece.files[path])
         first = owners.setdefault(path, piece.source)
         if known != piece.files[path]:
-            raise ConfigError(f"{path} is another page in {first} than in {piece.source}")
+            raise ConfigError(f"{path} is another one in {first} than in {piece.source}")
 
 
 def _missing_runs(union: Union) -> list[str]:

@@ -1,9 +1,9 @@
 """Published results: rows and manifests in git, and everything that is made from them.
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests, configuration and of
-the claims of its day, with those of its studies and, below `evidence/`, of other published folders
-by which claims are judged too, and below `inspect/` the page of kept tokens; or the rows and
-manifests of a kernel speed run (`kernel_speed.rows.jsonl`), of training with each provider
+the claims of its day, with those of its studies, below `evidence/` of other published folders by
+which claims are judged too, and below `inspect/` the page of kept tokens with its rows; or the rows
+and manifests of a kernel speed run (`kernel_speed.rows.jsonl`), of training with each provider
 (`kernel_training.rows.jsonl`), of a sweep (`sweep.rows.jsonl`) or of the study of routing scores,
 or several of them, and the checksums of them all (`SHA256SUMS`). They are source files: no rule
 ever writes them, so a fresh machine reruns nothing. The report in `reports/published/<name>/` can
@@ -34,7 +34,7 @@ from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import read_rows
 from ham.report.study_section import STUDY_EXPERIMENTS
 from ham.report.sweep_report import build_sweep_report
-from ham.workflow import inspection_pages, rows_files
+from ham.workflow import inspection_files, rows_files
 
 RESULTS = Path("results/published")
 REPORTS = Path("reports/published")
@@ -79,7 +79,7 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
     files = {path: (root / path).read_bytes() for path in paths}
     pages = {
         path: (root / path).read_bytes()
-        for path in inspection_pages(config)
+        for path in inspection_files(config)
         if (root / path).is_file()
     }
     return publish_files(config, files, name, root, study_files(config, root), pages=pages)
@@ -114,7 +114,7 @@ def publish_files(
         root: The checkout that holds `results/`.
         studies: Rows and manifests of the runs of its studies.
         beside: Published folders whose rows count as evidence for claims; copied as they are.
-        pages: Pages of `ham inspect` of its models.
+        pages: Pages of `ham inspect` of its models, and rows with manifests beside them.
 
     Returns:
         The rows files written.

@@ -294,6 +294,9 @@ def inspected(root: Path, text: str = "<p>kept</p>") -> Machine:
     machine = Machine(root, **WITH_HAM).does(*TRAIN)
     assert machine.tasks.result(Task("inspect", "h", 0)) == PAGE
     write_text(root / PAGE, text)
+    # What a job may leave beside the page: rows, manifest.
+    write_text(root / PAGE.replace(".html", ".rows.jsonl"), "{}\n")
+    write_text(root / PAGE.replace(".html", ".manifest.json"), "{}")
     return machine
 
 
@@ -310,6 +313,12 @@ def test_the_page_of_kept_tokens_is_published_and_linked(
     assert (report / "inspect/h-seed0.html").read_text() == "<p>kept</p>"
     for name in ("index.html", "summary.md"):
         assert "inspect/h-seed0.html" in (report / name).read_text()
+    assert sorted(path.name for path in (out / "inspect").iterdir()) == [
+        "h-seed0.html",
+        "h-seed0.manifest.json",
+        "h-seed0.rows.jsonl",
+    ]
+    assert [path.name for path in (report / "inspect").iterdir()] == ["h-seed0.html"]
     assert verify_published("2026-01-01-cpu", tmp_path).faults == []
     (out / "inspect/h-seed0.html").write_text("<p>other</p>")
     faults = verify_published("2026-01-01-cpu", tmp_path).faults
@@ -327,6 +336,6 @@ def test_a_page_that_no_piece_has_is_named(tmp_path: Path, capsys: pytest.Captur
 def test_two_pages_of_one_model_are_refused(tmp_path: Path):
     one = piece_of_run(inspected(tmp_path / "one").run)
     two = piece_of_run(inspected(tmp_path / "two", "<p>other</p>").run)
-    assert len(unite([one, one]).pages) == 1
-    with pytest.raises(ConfigError, match=r"h-seed0.html is another page in .*one.* than in .*two"):
+    assert len(unite([one, one]).pages) == 3
+    with pytest.raises(ConfigError, match=r"h-seed0.html is another one in .*one.* than in .*two"):
         unite([one, two])

@@ -16,6 +16,7 @@ from ham.workflow import (
     checkpoint_folder,
     failed_arms,
     gpus_per_job,
+    inspection_options,
     inspection_pages,
     limit_gpus,
     parse_workflow_config,

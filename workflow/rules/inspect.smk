@@ -26,9 +26,12 @@ rule inspect:
         config=lambda wildcards: stage_hash(CONFIG, "inspect", wildcards.arm),
         data=subpath(input.data, parent=True),
         device=CONFIG.device,
+        # Rows are no output: an arm that failed has the page alone.
+        options=shlex.join(inspection_options(CONFIG)),
     message:
         "Inspect {wildcards.arm}, seed {wildcards.seed}: which tokens it keeps"
     shell:
         "python -m ham inspect {input.checkpoint} --sample {params.data}/test.tokens"
         " --config {params.file} --arm {wildcards.arm}"
-        " --device {params.device} --out {output.page} --keep-going > {log} 2>&1"
+        " --device {params.device} --out {output.page} {params.options} --keep-going"
+        " > {log} 2>&1"
