@@ -158,7 +158,8 @@ def chosen_rates(
 
     Of rates that do equally well on the tuning seed the largest is the first to fail on another:
     the gated delta rule on random filler had 0.03 and 0 of 64 pairs in five seeds
-    (commit 7f201fa, results/published/2026-11-26-h100-mqar). A run that failed counts as worse than any other.
+    (commit 7f201fa, results/published/2026-11-26-h100-mqar). A run that failed counts as worse than
+    any other.
     """
     scores: dict[tuple[str, str, int], dict[float, float]] = defaultdict(dict)
     for run, rows in tuned:

@@ -38,6 +38,8 @@ NEEDLE_TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multi
 """RULER tasks that recall documents are taken from, each as often; their essays are training text,
 in which a needle may stand between any two tokens."""
 
+ROWS_TRIED = 100
+
 IGNORED = -100
 """Target that adds nothing to a loss: torch's default `ignore_index`."""
 
@@ -137,8 +139,25 @@ class BatchSampler:
         return phase, rng.permutation(self.windows)
 
     def _recall_row(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of recall documents of one kind, and which of them are answers."""
+        """Tokens of recall documents of one kind, and which of them are answers; at least one is.
+
+        A row that ends before its first answer is drawn again: without a target its mean loss would
+        be 0 / 0 where it is a micro-batch of its own.
+
+        Raises:
+            ConfigError: If the context is too short for any answer.
+        """
         rng = np.random.default_rng((self.seed, _RECALL_STREAM, place))
+        for _ in range(ROWS_TRIED):
+            tokens, wanted = self._draw_recall_row(rng)
+            if wanted[1:].any():
+                return tokens, wanted
+        raise ConfigError(
+            f"{ROWS_TRIED} rows of {self.context} tokens had no answer of a recall document; "
+            "data.recall_fraction above 0 needs a longer data.context"
+        )
+
+    def _draw_recall_row(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.empty(self.context + 1, dtype=np.int64)
         wanted = np.zeros(len(tokens), dtype=bool)
         start = 0

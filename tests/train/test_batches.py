@@ -238,9 +238,19 @@ def test_sizes_of_pairs_documents_get_equal_shares_of_tokens(shard) -> None:
 
 
 def test_a_context_too_short_for_a_needle_has_no_needles(shard) -> None:
-    made = sampler(shard, context=16, batch_size=32, recall_fraction=1.0)
+    made = sampler(shard, context=64, batch_size=32, recall_fraction=1.0)
     texts = [ByteTokenizer().decode(row) for row in made.batch(0).inputs_BT.tolist()]
     assert {text[:7] for text in texts} == {"\nPairs\n", "\nCopies"}
+
+
+def test_every_recall_row_has_a_target(prose) -> None:
+    # A third of rows this short used to end in the prose before the first needle.
+    made = sampler(prose, context=512, batch_size=50, recall_fraction=1.0)
+    batch = made.batch(0)
+    assert batch.is_recall_B.all()
+    assert (batch.targets_BT != IGNORED).any(dim=1).all()
+    with pytest.raises(ConfigError, match="2 tokens had no answer"):
+        sampler(prose, context=2, batch_size=1, recall_fraction=1.0).batch(0)
 
 
 def test_another_tokenizer_is_refused(shard) -> None:
