@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ham.errors import MissingDataError
+from ham.files import read_json
 from ham.fingerprint import repository_root
 from ham.report.aggregate import most_common
+from ham.report.manifest import manifest_path
 from ham.report.rows import Row, read_rows
 from ham.report.statistics import mean
 from ham.study.config import MqarConfig
@@ -58,7 +60,8 @@ def measured_cost(folder: Path | None) -> MeasuredCost:
                 f"no published study in {PUBLISHED}; name a folder of row files with --measured"
             )
         folder = folders[-1]
-    rows = read_rows(sorted(folder.glob("*.rows.jsonl")))
+    files = sorted(folder.glob("*.rows.jsonl"))
+    rows = read_rows([path for path in files if not _several_processes(path)] or files)
     steps = _values(rows, "train_step_ms")
     if not steps:
         raise MissingDataError(f"{folder} holds no rows of metric 'train_step_ms'")
@@ -72,6 +75,13 @@ def measured_cost(folder: Path | None) -> MeasuredCost:
         mean(overheads) if overheads else None,
         f"{folder.name} ({devices}, {together} runs side by side, {in_one} in one program)",
     )
+
+
+def _several_processes(rows_file: Path) -> bool:
+    """Whether a command had several processes: the time of each then holds that of the others."""
+    manifest = manifest_path(rows_file)
+    command = read_json(manifest).get("command", []) if manifest.is_file() else []
+    return "--processes" in command and command[command.index("--processes") + 1] != "1"
 
 
 def format_plan(config: MqarConfig, cost: MeasuredCost) -> str:

@@ -218,6 +218,11 @@ def test_the_plan_counts_runs_and_their_minutes(
         Row(**common, metric="overhead_seconds", value=3.0, labels=labels),
     ]
     write_rows(tmp_path / "measured/a.rows.jsonl", rows)
+    # Beside other processes: no cost of a GPU.
+    slow = [row.model_copy(update={"value": 99.0}) for row in rows]
+    write_rows(tmp_path / "measured/b.rows.jsonl", slow)
+    command = {"command": ["ham", "mqar", "run", "--processes", "2"]}
+    (tmp_path / "measured/b.manifest.json").write_text(json.dumps(command))
     plan = ("mqar", "plan", str(config_file), "--measured", str(tmp_path / "measured"))
     assert main([*plan]) == 0
     text = capsys.readouterr().out
