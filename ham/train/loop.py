@@ -226,15 +226,16 @@ class Trainer:
             self.calibrated = calibrate(self.model, batches)
 
     def _held_out(self, split: str, count: int) -> list[Tensor]:
-        """Micro-batches `tokens_BT` of the first batches of a split; the same for every arm."""
-        sampler = self._sampler(split, 0.0, HELD_OUT_SEED)
-        return [
-            part_BT
-            for index in range(count)
-            for part_BT in torch.as_tensor(sampler.batch(index).inputs_BT)
-            .to(self.job.device)
-            .chunk(self.settings.accumulate)
-        ]
+        """Micro-batches `tokens_BT` of windows spread over a split; the same for every arm.
+
+        Args:
+            split: Which.
+            count: Batches; fewer come where the split has no more.
+        """
+        shard = TokenShard.open(self.data_folder / f"{split}.tokens")
+        batch = self.settings.batch_size
+        windows_NT = torch.from_numpy(shard.even_windows(self.config.data.context, count * batch))
+        return list(windows_NT.to(self.job.device).split(batch // self.settings.accumulate))
 
     def _count_tokens(self) -> None:
         """Tell routers that score rarity how often each token occurs in the training text."""
