@@ -164,6 +164,7 @@ class DecoderLM(nn.Module):
                 config.max_positions,
                 config.kernels,
                 config.vocabulary_size,
+                config.seed,
             )
             name, values = config.layer_mixer(layer)
             options = parse_options(name, values, config.context)

@@ -22,6 +22,9 @@ from ham.files import read_jsonl, write_jsonl
 
 SCHEMA_VERSION = 1
 
+ROUTING_SEED = "routing_seed"
+"""Metric of a training run: the seed of its routing hashes. Runs without it took 0 by default."""
+
 
 class Row(Strict):
     """One measured number.
