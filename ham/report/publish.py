@@ -244,12 +244,13 @@ def _build_run(config: Path, sources: Sources, target: Path) -> Path:
     claims = config.with_name(CLAIMS_FILE)
     pages = _copy_pages(config.parent, target)
     folder = RESULTS / config.parent.name
+    files = [*sources.run, *sorted(config.parent.glob(f"{INSPECTED}/{ROWS}"))]
     build_report(
-        read_rows(sources.run),
+        read_rows(files),
         target,
         # As it was resolved then: defaults of today's code would change the page of an earlier run.
         config=read_yaml(config),
-        manifests=_manifests(sources.run),
+        manifests=_manifests(files),
         inspection=pages[0] if pages else None,
         claims=load_claims(claims) if claims.is_file() else None,
         source=folder.as_posix(),

@@ -26,6 +26,7 @@ from ham.report.publish import (
     CHECKSUMS,
     CONFIG_FILE,
     DRAWN_WITH,
+    INSPECTED,
     REPORTS,
     RESULTS,
     ROWS,
@@ -132,8 +133,9 @@ def checksum_faults(folder: Path) -> list[str]:
 
 
 def _check_rows(folder: Path, found: Verification) -> None:
-    files = sorted(folder.glob(ROWS))
-    if not files:
+    inspected = sorted(folder.glob(f"{INSPECTED}/{ROWS}"))
+    files = [*sorted(folder.glob(ROWS)), *inspected]
+    if files == inspected:
         found.faults.append(f"there is no {ROWS}")
     run = sources_of(folder).run
     for path in files:
@@ -143,7 +145,8 @@ def _check_rows(folder: Path, found: Verification) -> None:
                 found.faults += _config_faults(path)
         except HamError as error:
             found.faults.append(str(error))
-    lonely = set(folder.glob(MANIFESTS)) - {manifest_path(path) for path in files}
+    manifests = {*folder.glob(MANIFESTS), *folder.glob(f"{INSPECTED}/{MANIFESTS}")}
+    lonely = manifests - {manifest_path(path) for path in files}
     found.faults += [f"{path.name} belongs to no rows" for path in sorted(lonely)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -294,9 +296,21 @@ def inspected(root: Path, text: str = "<p>kept</p>") -> Machine:
     machine = Machine(root, **WITH_HAM).does(*TRAIN)
     assert machine.tasks.result(Task("inspect", "h", 0)) == PAGE
     write_text(root / PAGE, text)
-    # What a job may leave beside the page: rows, manifest.
-    write_text(root / PAGE.replace(".html", ".rows.jsonl"), "{}\n")
-    write_text(root / PAGE.replace(".html", ".manifest.json"), "{}")
+    # What a job leaves beside the page: rows, manifest.
+    manifest = collect_manifest(machine.config.model_dump(mode="json"), ["ham", "inspect"], [0])
+    labels = {"form": "steps", "against": "parallel", "precision": "float32", "layer": 0}
+    common = {"model": "h", "mixer": "ham", "seed": 0, "device": "CPU"}
+    row = Row(
+        experiment="agreement",
+        metric="flips",
+        value=3,
+        n=41,
+        labels=labels,
+        manifest_id=manifest["manifest_id"],
+        **common,
+    )
+    write_rows(root / PAGE.replace(".html", ".rows.jsonl"), [row])
+    write_manifest(root / PAGE.replace(".html", ".manifest.json"), manifest)
     return machine
 
 
@@ -319,6 +333,9 @@ def test_the_page_of_kept_tokens_is_published_and_linked(
         "h-seed0.rows.jsonl",
     ]
     assert [path.name for path in (report / "inspect").iterdir()] == ["h-seed0.html"]
+    # Its rows have a table: 41 decisions of which 3 differ.
+    (line,) = csv.DictReader(io.StringIO((report / "tables/agreement.csv").read_text()))
+    assert (line["model"], line["decisions"], line["flips"]) == ("h", "41", "3.0")
     assert verify_published("2026-01-01-cpu", tmp_path).faults == []
     (out / "inspect/h-seed0.html").write_text("<p>other</p>")
     faults = verify_published("2026-01-01-cpu", tmp_path).faults
