@@ -21,8 +21,8 @@ Variants, which change what is written before the queries:
   new value is drawn to differ from another key's first value by position in the list; here it
   differs from the first value of its own key.
 
-Letters: N examples, T tokens, P pairs, W pairs written, C copies of a pair, S steps, B batch, M rows
-that are left, X numbers that are drawn again.
+Letters: N examples, T tokens, P pairs, W pairs written, C copies of a pair, S steps, B batch,
+M rows with repeats, X numbers that are drawn again.
 Examples are drawn on the device; the same seed gives the same examples on the same kind of device.
 """
 

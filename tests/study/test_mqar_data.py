@@ -214,7 +214,7 @@ def test_the_same_key_gives_the_same_examples_and_another_key_others():
 
 
 def chance_of_counts(rows_NP: torch.Tensor, choices: int) -> float:
-    """How likely counts of rows as uneven as these are if every row without repeats is as likely."""
+    """How likely counts as uneven as these are if every row of different numbers is as likely."""
     powers_P = choices ** torch.arange(rows_NP.shape[1])
     found = torch.bincount((rows_NP * powers_P).sum(dim=1), minlength=choices ** len(powers_P))
     legal = [
