@@ -58,7 +58,7 @@ class TransformerEvicted(Transformer):
 
     def __init__(self, shape: MixerShape, options: TransformerEvictedOptions):
         super().__init__(shape, options)
-        self.policy = make_policy(options.eviction, shape.layer, self.kv_heads)
+        self.policy = make_policy(options.eviction, shape.layer, self.kv_heads, shape.seed)
         self.schedule = self.policy.schedule
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, MixerAux]:

@@ -72,10 +72,20 @@ class NeedleConfig(Strict):
     generate: bool = Field(
         default=False, description="Also generate answers and score them as RULER does."
     )
+    generate_tasks: list[str] | None = Field(
+        default=None, description="With `generate`: of these tasks only; null: of all."
+    )
+    generate_samples: Positive | None = Field(
+        default=None,
+        description="With `generate`: so many of the samples per length and depth, the first ones; "
+        "null: all.",
+    )
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> NeedleConfig:
-        unknown = [name for name in (*self.tasks, *self.task_lengths) if name not in RULER_TASKS]
+        generated = self.generate_tasks or []
+        named = (*self.tasks, *self.task_lengths, *generated)
+        unknown = [name for name in named if name not in RULER_TASKS]
         if unknown:
             raise ValueError(
                 f"unknown needle task {unknown[0]!r}; known: {', '.join(sorted(RULER_TASKS))}"
@@ -83,6 +93,9 @@ class NeedleConfig(Strict):
         unused = [name for name in self.task_lengths if name not in self.tasks]
         if unused:
             raise ValueError(f"task_lengths names {unused[0]!r}, which is not among the tasks")
+        unasked = [name for name in generated if name not in self.tasks]
+        if unasked:
+            raise ValueError(f"generate_tasks names {unasked[0]!r}, which is not among the tasks")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must differ; received {self.tasks}")
         return self
@@ -90,6 +103,15 @@ class NeedleConfig(Strict):
     def lengths_of(self, task: str) -> list[int]:
         """At which lengths a task is asked."""
         return self.task_lengths.get(task, self.lengths)
+
+    def generated_of(self, task: str, has_depth: bool) -> int:
+        """How many samples of a task are generated, per depth or, without depths, in all."""
+        if not self.generate or (
+            self.generate_tasks is not None and task not in self.generate_tasks
+        ):
+            return 0
+        samples = self.samples if self.generate_samples is None else self.generate_samples
+        return min(samples, self.samples) * (1 if has_depth else len(self.depths))
 
 
 class RecallConfig(Strict):

@@ -27,7 +27,7 @@ def demo(**changes: object) -> Config:
 @pytest.mark.parametrize(
     ("name", "jobs"),
     [
-        ("demo", {"train": 6, "evaluate": 6, "measure": 6, "total": 22}),
+        ("demo", {"train": 6, "evaluate": 6, "measure": 6, "study": 1, "total": 23}),
         ("paper", {"train": 8, "evaluate": 8, "measure": 8, "total": 28}),
     ],
 )
@@ -45,7 +45,9 @@ def test_jobs_that_share_processes_are_one_rule(tmp_path: Path):
 
 
 def test_a_study_runs_beside_any_configuration(tmp_path: Path):
-    assert planned_jobs(tmp_path, "--cores", "2", "mqar") == {"study": 4, "mqar": 1, "total": 5}
+    config = ["--configfile", str(FOLDER / "paper.yaml")]
+    found = planned_jobs(tmp_path, *config, "--cores", "2", "mqar")
+    assert found == {"study": 4, "mqar": 1, "total": 5}
 
 
 def test_the_demo_is_the_default(tmp_path: Path):

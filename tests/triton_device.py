@@ -22,7 +22,7 @@ if not CUDA:
 
     # What a kernel becomes is decided when its module is imported, too, which any test may be the
     # first to do.
-    for module in ("decode.launch", "decode.blocks"):
+    for module in ("decode.launch", "decode.blocks", "decode.prompt"):
         importlib.import_module(f"ham.kernels.{module}")
     del os.environ["TRITON_INTERPRET"]
     if not isinstance(triton.language.sum, InterpretedFunction):

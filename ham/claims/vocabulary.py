@@ -17,7 +17,7 @@ from ham.fingerprint import repository_root
 from ham.measure.sweep import grid
 
 EXPERIMENTS = (
-    *("train", "tuning", "language_modelling", "lm_eval", "needle", "recall", "dial"),
+    *("train", "tuning", "language_modelling", "gates", "lm_eval", "needle", "recall", "dial"),
     *("throughput", "memory", "inspect", "agreement", "kernel_speed", "kernel_training"),
     *("mqar", "mqar_tuning", "sweep_ceiling"),
     *grid.EXPERIMENTS,

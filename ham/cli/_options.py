@@ -26,3 +26,13 @@ def add_evidence_argument(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="DIR",
         help=f"{what}; claims are judged by their rows too",
     )
+
+
+def add_samples_argument(parser: argparse.ArgumentParser) -> None:
+    """Whether the answers behind lm-eval's scores are published."""
+    parser.add_argument(
+        "--no-samples",
+        dest="samples",
+        action="store_false",
+        help="leave out the answers behind lm-eval's scores, which take up to 8 MiB",
+    )

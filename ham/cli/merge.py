@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ham.cli._options import add_evidence_argument
+from ham.cli._options import add_evidence_argument, add_samples_argument
 
 MOST_LINES = 20
 
@@ -21,6 +21,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder of results/published"
     )
     add_evidence_argument(parser, "published folders, e.g. of speeds, which are copied")
+    add_samples_argument(parser)
     parser.add_argument("--check", action="store_true", help="say what is missing, write nothing")
     parser.set_defaults(handler=run)
 
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             union.studies,
             arguments.evidence,
             union.pages,
+            union.answers if arguments.samples else None,
         )
         print(f"{len(written)} rows files in {arguments.out}")
         for page in build_published(name, root):

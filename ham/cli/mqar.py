@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Add the parsers of `ham mqar run`, `plan` and `report`."""
+    """Add the parsers of `ham mqar run`, `plan`, `report` and `bench`."""
     parser = subparsers.add_parser("mqar", help="study of routing scores on associative recall")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     grid = actions.add_parser("run", help="train and evaluate a grid of small models")
@@ -58,6 +58,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     page.add_argument("rows", type=Path, metavar="FOLDER", help="folder of the row files")
     page.add_argument("--out", type=Path, required=True, help="folder to write")
     page.set_defaults(handler=report)
+    bench = actions.add_parser(
+        "bench", help="examples a minute of every task at its longest size, on one core"
+    )
+    bench.add_argument("config", type=Path, help="YAML file, e.g. workflow/config/mqar.yaml")
+    bench.set_defaults(handler=speed)
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +153,16 @@ def report(arguments: argparse.Namespace) -> int:
 
     for path in build_report(read_study(files), arguments.out):
         print(path)
+    return 0
+
+
+def speed(arguments: argparse.Namespace) -> int:
+    """Print examples a minute."""
+    from ham.measure.samples import mqar_speeds
+    from ham.study.config import load_mqar_config
+
+    for line in mqar_speeds(load_mqar_config(arguments.config)):
+        print(line)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`ham needle`: samples of the needle tasks to read, and how fast they are made."""
+"""`ham needle`: samples of the needle tasks to read, and how fast samples are made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     show.add_argument("--out", type=Path, help="Markdown file to write; printed when left out")
     show.add_argument("--count", type=int, default=10, help="samples of each task")
     show.set_defaults(handler=samples)
-    bench = actions.add_parser("bench", help="samples a minute of every task, on one core")
+    bench = actions.add_parser(
+        "bench", help="samples a minute of every task and of recall documents, on one core"
+    )
     bench.add_argument("--data", type=Path, help="data folder, for its tokenizer and essays")
     bench.add_argument("--length", type=int, default=1024, help="tokens of a sample")
     bench.set_defaults(handler=speed)
@@ -38,10 +40,11 @@ def samples(arguments: argparse.Namespace) -> int:
 
 def speed(arguments: argparse.Namespace) -> int:
     """Print samples a minute."""
-    from ham.ruler.speed import measure, open_generator
+    from ham.measure.samples import Haystack, needle_speeds, recall_speeds
 
-    generator = open_generator(arguments.data)
-    print(f"tokenizer {generator.tokenizer.name}, one core")
-    for line in measure(generator, arguments.length):
-        print(f"{line.task:<18}{line.tokens:>7,} tokens{line.per_minute:>12,.0f} samples a minute")
+    hay = Haystack.open(arguments.data)
+    print(f"tokenizer {hay.tokenizer.name}, one core")
+    for speeds in (needle_speeds, recall_speeds):
+        for line in speeds(hay, arguments.length):
+            print(line)
     return 0

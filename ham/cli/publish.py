@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ham.cli._options import add_samples_argument
+
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `ham publish`."""
@@ -13,6 +15,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     run = actions.add_parser("run", help="copy a finished run to results/published/NAME")
     run.add_argument("config", nargs="+", type=Path, help="the run's configuration")
     run.add_argument("--name", required=True, help="by convention DATE-DEVICE")
+    add_samples_argument(run)
     run.set_defaults(handler=publish)
     report = actions.add_parser("report", help="make reports/published/NAME from kept rows")
     report.add_argument("names", nargs="*", help="which (default: all)")
@@ -28,7 +31,7 @@ def publish(arguments: argparse.Namespace) -> int:
     """Copy rows and manifests, then make their report."""
     from ham.report.publish import RESULTS, build_published, publish_run
 
-    written = publish_run(arguments.config, arguments.name)
+    written = publish_run(arguments.config, arguments.name, with_samples=arguments.samples)
     build_published(arguments.name)
     print(f"{len(written)} rows files in {RESULTS / arguments.name}")
     return 0

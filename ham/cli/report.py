@@ -30,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--inspection",
         type=Path,
         metavar="PAGE",
-        help="page of `ham inspect` to link; it must lie in the folder written",
+        help="page of `ham inspect` to link, with its rows; it must lie in the folder written",
     )
     parser.add_argument(
         "--claims",
@@ -49,12 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ham.config_files import load_config
     from ham.report.rows import read_rows
 
-    rows = read_rows(arguments.rows)
+    inspection = inspection_link(arguments.inspection, arguments.out)
+    files = [*arguments.rows, *inspected_rows(arguments.inspection)]
+    rows = read_rows(files)
     config = load_config(arguments.config) if arguments.config else None
-    manifests = find_manifests(arguments.rows, arguments.manifest)
+    manifests = find_manifests(files, arguments.manifest)
     claims_file = shipped_claims() if arguments.claims is None else arguments.claims
     claims = load_claims(claims_file)
-    inspection = inspection_link(arguments.inspection, arguments.out)
     # After the rows are known to be good: matplotlib and pandas take a second to load.
     from ham.progress import ProgressReporter
     from ham.report.build import build_report, figure_count
@@ -91,6 +92,12 @@ def inspection_link(page: Path | None, out: Path) -> str | None:
     if not page.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"--inspection must lie in the folder of --out, {out}; received {page}")
     return page.resolve().relative_to(out.resolve()).as_posix()
+
+
+def inspected_rows(page: Path | None) -> list[Path]:
+    """The rows that `ham inspect` left beside its page, if it did."""
+    beside = None if page is None else page.with_suffix(".rows.jsonl")
+    return [beside] if beside is not None and beside.is_file() else []
 
 
 def common_folder(rows_files: list[Path]) -> str:

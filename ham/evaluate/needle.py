@@ -2,8 +2,11 @@
 
 Two scores. Teacher-forced, a sample counts as right if greedy decoding would give every token of
 every answer, with the true answers before it in the context. Generated, RULER's own scorers look
-for the answers in the model's text. For a model that routes, the rows also say which needles
-entered the cache, in how many layers, and how often a needle was answered given that.
+for the answers in the model's text; a row also says for how many first answers both agree
+(`generated_as_scored`). All samples of a task and length that are generated decode in one batch, on
+a GPU by the kernels of `ham.decoding` where the model has them. For a model that routes, the rows
+also say which needles entered the cache, in how many layers, and how often a needle was answered
+given that.
 
 Every model is asked the same questions: they follow from task, length, depth and number alone.
 """
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from ham.train.tokenizer import Tokenizer
 
 _DEPTH_STEPS = 10_000
+_TOKENS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 19}
+"""Tokens of prompts and answers that decode together, by device."""
 
 DepthGroups = dict[float | None, list["RulerSample"]]
 
@@ -113,8 +118,9 @@ def _cell(
     subject: Subject, questions: Questions, settings: NeedleConfig, task: RulerTask, length: int
 ) -> Cell:
     depths: Sequence[float | None] = settings.depths if task.has_depth else [None]
+    generated = settings.generated_of(task.name, task.has_depth)
     metrics = ["accuracy", "answer_loss_nats"]
-    if settings.generate:
+    if generated:
         metrics.append("string_match_all")
     return Cell(
         f"{task.name}, {length} tokens",
@@ -123,7 +129,7 @@ def _cell(
             for depth in depths
             for metric in metrics
         ],
-        lambda: Exam(subject, task, length, settings.generate).rows(
+        lambda: Exam(subject, task, length, generated).rows(
             questions.ask(task, length, settings.depths, settings.samples)
         ),
     )
@@ -148,13 +154,13 @@ class Exam:
         subject: The model.
         task: The task.
         length: Tokens of prompt and answers that were asked for.
-        generate: Whether to generate answers too.
+        generate: How many samples of each depth are answered by generation too, the first ones.
     """
 
     subject: Subject
     task: RulerTask
     length: int
-    generate: bool
+    generate: int = 0
 
     def rows(self, groups: DepthGroups) -> list[Fields]:
         """All rows of these samples; the ones beyond the model's range are counted, never cut."""
@@ -172,7 +178,9 @@ class Exam:
         answered = self._score(fitting, routing)
         common = {"kv_fraction": self.subject.kv_fraction(routing, self.length)}
         if self.generate:
-            rows += self._generate(answered, overall)
+            chosen = [sample for group in groups.values() for sample in group[: self.generate]]
+            able = [answered[id(sample)] for sample in chosen if id(sample) in answered]
+            rows += self._generate(able, overall)
         for depth, group in groups.items():
             here = {**coordinates(self.task.name, self.length, depth), **common}
             own = [answered[id(sample)] for sample in group if id(sample) in answered]
@@ -190,26 +198,33 @@ class Exam:
             id(sample): Asked(sample, score) for sample, score in zip(samples, scores, strict=True)
         }
 
-    def _generate(self, answered: dict[int, Asked], overall: Fields) -> list[Fields]:
+    def _generate(self, chosen: Sequence[Asked], overall: Fields) -> list[Fields]:
         """Fill in the generated texts; returns the rows of the samples without room for one."""
         from ham.model.generation import generate
 
-        limit = self.subject.model.config.max_positions
+        model, tokenizer = self.subject.model, self.subject.tokenizer
+        limit = model.config.max_positions
         room = limit - self.task.new_tokens
-        able = [asked for asked in answered.values() if len(asked.sample.prompt) <= room]
-        missing = len(answered) - len(able)
-        rows = [left_out_row(overall, "generations_left_out", missing, len(answered))]
+        able = [asked for asked in chosen if len(asked.sample.prompt) <= room]
+        missing = len(chosen) - len(able)
+        rows = [left_out_row(overall, "generations_left_out", missing, len(chosen))]
         if not able:
             error = f"no prompt leaves room for {self.task.new_tokens} of {limit} positions"
             return rows + too_long_rows([overall], "string_match_all", error)
-        tokenizer = self.subject.tokenizer
         texts = generate(
-            self.subject.model,
+            model,
             [asked.sample.prompt.tolist() for asked in able],
             self.task.new_tokens,
             lambda tokens: tokens[-1] == tokenizer.end_of_text,
+            batch_size=self._batch_size(),
             on_finished=self.subject.on_batch,
         )
         for asked, tokens in zip(able, texts, strict=True):
+            asked.continued = tokens
             asked.generated = tokenizer.decode(tokens)
         return rows
+
+    def _batch_size(self) -> int:
+        """Every step of a batch costs nearly the same however many decode, as memory allows."""
+        at_once = _TOKENS_AT_ONCE[self.subject.model.device.type]
+        return max(1, at_once // (self.length + self.task.new_tokens))

@@ -29,16 +29,30 @@ class Asked:
         sample: The question.
         score: Its teacher-forced scores.
         generated: Text that followed the prompt, or None.
+        continued: The tokens of that text, or None.
     """
 
     sample: RulerSample
     score: RowScore
     generated: str | None = None
+    continued: Sequence[int] | None = None
 
     @property
     def right(self) -> list[bool]:
         """Whether greedy decoding gives each answer."""
         return [self.score.span(start, end)[1] for start, end in self.sample.answers]
+
+    @property
+    def generated_as_scored(self) -> bool | None:
+        """Whether the tokens made begin with the first answer just if its score says so.
+
+        None where nothing was generated. Later answers depend on how the model joins them.
+        """
+        if self.continued is None:
+            return None
+        start, end = self.sample.answers[0]
+        answer = self.sample.tokens[start:end].tolist()
+        return (list(self.continued[: len(answer)]) == answer) == self.right[0]
 
     @property
     def loss_nats(self) -> float:
@@ -93,7 +107,8 @@ def generation_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
     """RULER's scores of the generated texts; nothing where there are none.
 
     `string_match_all` has one observation an answer, `string_match_part` one a sample. The latter
-    is left out where there is one answer, as the two are equal then.
+    is left out where there is one answer, as the two are equal then. `generated_as_scored`: samples
+    whose first answer is generated just if its teacher-forced score says so.
     """
     done = [one for one in asked if one.generated is not None]
     if not done:
@@ -107,6 +122,9 @@ def generation_rows(asked: Sequence[Asked], common: Fields) -> list[Fields]:
     if len(references[0]) > 1:
         part = share_row([[any(hit)] for hit in hits], "string_match_part", common)
         rows.append({**part, "value": string_match_part(texts, references)})
+    agreed = [[one.generated_as_scored] for one in done if one.generated_as_scored is not None]
+    if agreed:
+        rows.append(share_row(agreed, "generated_as_scored", common))
     return rows
 
 

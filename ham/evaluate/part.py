@@ -117,7 +117,10 @@ class Subject:
         return load_tokenizer(self.config.data.tokenizer, self.data)
 
     def score(
-        self, rows: Sequence[Sequence[int]], routing: RoutingCount, keep_routed: bool = False
+        self,
+        rows: Sequence[Sequence[int]],
+        routing: RoutingCount | None = None,
+        keep_routed: bool = False,
     ) -> list[RowScore]:
         """`score_rows` with batches that suit the device: a CPU's cache or a GPU's memory."""
         batch_tokens = BATCH_TOKENS if self.model.device.type == "cpu" else 64 * BATCH_TOKENS

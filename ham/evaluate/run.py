@@ -11,7 +11,7 @@ import torch
 
 from ham.config import ArmConfig, Config
 from ham.errors import HamError, UnusableModelError
-from ham.evaluate import dial, language_modelling, lm_eval_run, needle, recall
+from ham.evaluate import dial, gates, language_modelling, lm_eval_run, needle, recall
 from ham.evaluate.part import Cell, Fields, Subject
 from ham.model.precision import precision_context
 from ham.model.sizing import model_config
@@ -21,6 +21,7 @@ from ham.train.tokenizer import load_tokenizer
 
 PARTS: tuple[Callable[[Subject], list[Cell]], ...] = (
     language_modelling.cells,
+    gates.cells,
     lm_eval_run.cells,
     needle.cells,
     recall.cells,

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
-from ham.evaluate.part import CORPUS_TASK, EVALUATION_SEED, Fields, Subject
-from ham.evaluate.segments import draw_segments
+from ham.evaluate.part import CORPUS_TASK, Fields, Subject
 from ham.model.calibration import calibrate
 from ham.model.decoder import DecoderLM
 from ham.model.language_model import LanguageModel
@@ -38,7 +36,7 @@ def coordinates(fraction: float, metric: str = "bits_per_byte") -> Fields:
 
 
 def calibration_batches(subject: Subject, limit: int | None = None) -> list[torch.Tensor]:
-    """`tokens_BT` of the calibration split, as many as the configuration's training uses.
+    """`tokens_BT` spread over the calibration split, as many as the configuration's training uses.
 
     Args:
         subject: The model and its data.
@@ -47,11 +45,8 @@ def calibration_batches(subject: Subject, limit: int | None = None) -> list[torc
     train = subject.config.train
     context = subject.config.data.context
     rows = min(limit or train.calibration_batches, train.calibration_batches) * train.batch_size
-    segments = draw_segments(
-        subject.shard("calibration").documents(), context, rows * context, EVALUATION_SEED
-    )
-    tokens = np.stack([segment.tokens[:-1] for segment in segments]).astype(np.int64)
-    return list(torch.from_numpy(tokens).to(subject.model.device).split(train.batch_size))
+    windows_NT = torch.from_numpy(subject.shard("calibration").even_windows(context, rows))
+    return list(windows_NT.to(subject.model.device).split(train.batch_size))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from ham.config_types import NonNegative, Positive, Strict
 
-OWN_OPTIONS: dict[str, dict[str, int]] = {
-    "random": {"seed": 0},
+OWN_OPTIONS: dict[str, dict[str, int | None]] = {
+    "random": {"seed": None},
     "streaming": {"sinks": 4},
     "norm": {},
     "snapkv": {"observation": 16, "kernel": 7},
@@ -35,7 +35,10 @@ class EvictionConfig(Strict):
     skip_layers: NonNegative = Field(
         default=0, description="First layers that keep everything (2 in arXiv 2406.11430)."
     )
-    seed: NonNegative | None = Field(default=None, description="random: seed of the hash.")
+    seed: NonNegative | None = Field(
+        default=None,
+        description="random: seed of the hash; that of the checkpoint's training when null.",
+    )
     sinks: NonNegative | None = Field(
         default=None, description="streaming: first tokens of the text that stay."
     )

@@ -44,6 +44,7 @@ class Policy(ABC):
         options: Budget, interval, and the options of the rule.
         layer: Index of the layer, from 0.
         heads: Heads of keys and values, G.
+        seed: Of the training, for rules whose options name none.
 
     Class attributes:
         per_head: Whether each head of keys chooses for itself.
@@ -56,9 +57,10 @@ class Policy(ABC):
 
     per_head: ClassVar[bool] = False
 
-    def __init__(self, options: EvictionConfig, layer: int, heads: int):
+    def __init__(self, options: EvictionConfig, layer: int, heads: int, seed: int = 0):
         self.options = options
         self.layer = layer
+        self.seed = seed if options.seed is None else options.seed
         self.schedule = Schedule.of_layer(options, layer)
         self.caches = heads if self.per_head else 1
         self.observation = options.observation or 0
@@ -90,7 +92,7 @@ class RandomEviction(Policy):
 
     def priority(self, held: HeldTokens, read: Count) -> Tensor:
         """Uniform in [0, 1)."""
-        key = (EVICTION_STREAM, self.options.seed, self.layer)
+        key = (EVICTION_STREAM, self.seed, self.layer)
         return hash_uniform(key, held.position_BNC.long())
 
 
@@ -134,9 +136,9 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def make_policy(options: EvictionConfig, layer: int, heads: int) -> Policy:
+def make_policy(options: EvictionConfig, layer: int, heads: int, seed: int = 0) -> Policy:
     """The rule that `options` names, for one layer."""
-    return POLICIES[options.policy](options, layer, heads)
+    return POLICIES[options.policy](options, layer, heads, seed)
 
 
 def pool(mass_BNC: Tensor, position_BNC: Tensor, reach: int) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +17,7 @@ from ham.external.configuration import ExternalModelConfig, network_of
 from ham.external.library import no_kernel_launched, one_line, quiet
 from ham.external.memory import UNUSED, ExternalState, cache_bytes, cache_tensors
 from ham.external.probe import check_causal, check_trains, reads_pieces
-from ham.model.decoder import DecoderOutput
+from ham.model.decoder import DecoderOutput, next_token_loss
 from ham.model.mixer import StateBytes
 from ham.routing import ThresholdController
 
@@ -88,8 +87,7 @@ class ExternalLM(nn.Module):
     ) -> tuple[Tensor, DecoderOutput]:
         """Mean cross-entropy in nats per token; auxiliary losses of the library are left out."""
         output = self(inputs_BT)
-        logits = output.logits_BTV.flatten(0, 1).float()
-        return F.cross_entropy(logits, targets_BT.flatten()), output
+        return next_token_loss(output.logits_BTV, targets_BT), output
 
     def end_step(self) -> None:
         """Nothing follows an optimiser step."""

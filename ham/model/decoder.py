@@ -44,6 +44,9 @@ EMBEDDING_MULTIPLE = 64
 INITIAL_STD_TIMES_ROOT_WIDTH = 0.55
 """GPT-2's 0.02 at its width of 768, carried to other widths as 1 / sqrt(width)."""
 
+IGNORED = -100
+"""Target that adds nothing to a loss."""
+
 
 @dataclass
 class DecoderOutput:
@@ -74,10 +77,24 @@ class DecoderOutput:
 
 
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token, in float32 or wider."""
+    """Mean cross-entropy in nats per target, in float32 or wider.
+
+    Args:
+        logits_BTV: Of any floating dtype.
+        targets_BT: Int64; `IGNORED` where nothing is to be predicted. Without any target the loss
+            and its gradient are 0: torch's mean would be 0 / 0, and one micro-batch of it would
+            make the whole step NaN.
+    """
     logits_NV = logits_BTV.flatten(0, 1)
     logits_NV = logits_NV.float() if logits_NV.element_size() < 4 else logits_NV
-    return F.cross_entropy(logits_NV, targets_BT.flatten())
+    targets_N = targets_BT.flatten()
+    total = F.cross_entropy(logits_NV, targets_N, reduction="sum", ignore_index=IGNORED)
+    return total / count_targets(targets_N).clamp(min=1)
+
+
+def count_targets(targets: Tensor) -> Tensor:
+    """How many entries are to be predicted, an int64 scalar on their device."""
+    return (targets != IGNORED).sum()
 
 
 def add_auxiliary_losses(loss: Tensor, reports: Sequence[MixerAux]) -> Tensor:
@@ -147,6 +164,7 @@ class DecoderLM(nn.Module):
                 config.max_positions,
                 config.kernels,
                 config.vocabulary_size,
+                config.seed,
             )
             name, values = config.layer_mixer(layer)
             options = parse_options(name, values, config.context)

@@ -41,6 +41,7 @@ class MixerShape:
         max_positions: Longest sequence the mixer may be asked to read.
         kernels: Provider of the operations in `kernels/`, or `auto`.
         vocabulary_size: Number of token ids; 0 where the mixer is used without a vocabulary.
+        seed: Of the training; that of every hash for which no option names one.
     """
 
     width: int
@@ -50,6 +51,7 @@ class MixerShape:
     max_positions: int = 8192
     kernels: str = "auto"
     vocabulary_size: int = 0
+    seed: int = 0
 
     @property
     def head_dim(self) -> int:

@@ -27,6 +27,9 @@ class ModelConfig:
         context: Training context.
         tokenizer: Name of the tokenizer.
         kernels: Provider of the operations in `kernels/`, or `auto`.
+        seed: Of the training. Rules that choose tokens by a hash take it where their options name
+            no seed, so that seeds of an arm differ in what chance picks. Models stored without it
+            were trained with 0 in its place.
     """
 
     arm: str
@@ -42,6 +45,7 @@ class ModelConfig:
     tokenizer: str = "byte"
     kernels: str = "auto"
     placement: dict[str, Any] | None = None
+    seed: int = 0
 
     def layer_mixer(self, layer: int) -> tuple[str, dict[str, Any]]:
         """Name and options of the mixer in one layer."""

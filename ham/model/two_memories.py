@@ -6,6 +6,8 @@ norms and gates are the same, and stand here. Letters as in `ham.model.mixer`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +23,9 @@ from ham.model.blocks import (
     ShortConvolution,
 )
 from ham.model.mixer import MixerShape, SequenceMixer
+
+BRANCHES = ("recurrent", "attention")
+"""The two memories in the order of their gates."""
 
 
 class TwoMemoriesOptions(Protocol):
@@ -62,13 +67,31 @@ class Projected:
         return self.attention_q_BTHK, self.attention_k_BTHK, self.attention_v_BTHV
 
 
+@dataclass(frozen=True)
+class GatedBranches:
+    """What the branches of one layer gave for a batch, in the order of `BRANCHES`.
+
+    Attributes:
+        gates: Both gates, in 0..1, each `[B, T, H]`.
+        gated: Both read-outs, normed and gated, each `[B, T, H, V]`; the layer adds them.
+    """
+
+    gates: tuple[Tensor, Tensor]
+    gated: tuple[Tensor, Tensor]
+
+
 class TwoMemories(SequenceMixer):
     """Base of mixers with both branches: parts, projections, the gated sum, and their costs.
 
     Args:
         shape: Where the mixer sits.
         options: Of the mixer; at least `TwoMemoriesOptions`.
+
+    Attributes:
+        watcher: Called with the branches of every batch; None but within `watched`.
     """
+
+    watcher: Callable[[GatedBranches], None] | None = None
 
     def __init__(self, shape: MixerShape, options: TwoMemoriesOptions):
         super().__init__(shape, options)
@@ -132,6 +155,8 @@ class TwoMemories(SequenceMixer):
     def _combine(self, x_BTD: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor) -> Tensor:
         """Norm each branch per head, gate it from the input, add, project (HAM, Eq. 12-13)."""
         gates_BTH = self.branch_gates(x_BTD)
+        if self.watcher is not None:
+            self.watcher(self._gated(gates_BTH, recurrent_BTHV, attended_BTHV))
         if self._norms_attended:
             mixed_BTHV = gated_sum(
                 recurrent_BTHV,
@@ -142,12 +167,26 @@ class TwoMemories(SequenceMixer):
                 provider=self.shape.kernels,
             )
         else:
-            recurrent_gate_BTH, attention_gate_BTH = gates_BTH.sigmoid().chunk(2, dim=-1)
-            mixed_BTHV = (
-                recurrent_gate_BTH[..., None] * self.recurrent_norm(recurrent_BTHV)
-                + attention_gate_BTH[..., None] * attended_BTHV
-            )
+            recurrent_BTHV, attended_BTHV = self._gated(
+                gates_BTH, recurrent_BTHV, attended_BTHV
+            ).gated
+            mixed_BTHV = recurrent_BTHV + attended_BTHV
         return self.out(mixed_BTHV.flatten(-2))
+
+    def _gated(
+        self, gates_BTH: Tensor, recurrent_BTHV: Tensor, attended_BTHV: Tensor
+    ) -> GatedBranches:
+        """Both branches before they are added; `gates_BTH` has 2 H gates before their sigmoid."""
+        recurrent_gate_BTH, attention_gate_BTH = gates_BTH.sigmoid().chunk(2, dim=-1)
+        if self._norms_attended:
+            attended_BTHV = self.attention_norm(attended_BTHV)
+        return GatedBranches(
+            (recurrent_gate_BTH, attention_gate_BTH),
+            (
+                recurrent_gate_BTH[..., None] * self.recurrent_norm(recurrent_BTHV),
+                attention_gate_BTH[..., None] * attended_BTHV,
+            ),
+        )
 
     def _token_flops(self, tokens: int) -> float:
         """All but the attention."""
@@ -163,3 +202,15 @@ class TwoMemories(SequenceMixer):
         width = self.shape.width
         recurrent = width * self.shape.head_dim * (8 if element_size == 8 else 4)
         return recurrent, (self.options.conv_size - 1) * 3 * width * element_size
+
+
+@contextmanager
+def watched(watchers: Mapping[TwoMemories, Callable[[GatedBranches], None]]) -> Iterator[None]:
+    """Let layers report their branches: one call per layer and batch, until the block ends."""
+    for mixer, watcher in watchers.items():
+        mixer.watcher = watcher
+    try:
+        yield
+    finally:
+        for mixer in watchers:
+            mixer.watcher = None

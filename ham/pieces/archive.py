@@ -3,8 +3,8 @@
 `ham pack` writes it, `ham unpack` lays its files where another machine goes on with the rest, `ham
 merge` puts pieces together for publication. A piece is a `tar.xz` whose first member, `piece.json`,
 has the checksum of every other; the paths are those of the checkout (`results/runs/NAME/...`), so a
-piece says by itself where it belongs. Only whole jobs go in: rows, manifest and key; of studies
-rows and manifest of each run.
+piece says by itself where it belongs. Only whole jobs go in: rows, manifest, key, and the answers
+behind lm-eval's scores; of studies rows and manifest of each run.
 
 Machines that give back files of limited size get a piece cut into parts (`x.tar.xz.001`, ...).
 """
@@ -31,6 +31,7 @@ from ham.config import Config
 from ham.config_files import parse_config
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.files import atomic_writer, stable_hash
+from ham.report.samples import answers_of_job
 from ham.workflow import CONFIG_COPY, RESULTS, run_folder
 
 FORMAT = 1
@@ -107,6 +108,8 @@ def piece_of_run(folder: Path, checkpoints: Checkpoints = "none") -> Piece:
             key = str(key_path(piece.tasks.result(task)))
             for path in (*wanted, key, *piece.tasks.extras(task)):
                 _take(piece, root, path)
+            if task.stage == "evaluate":
+                piece.files |= answers_of_job(root, piece.tasks.result(task))
     piece.files |= study_files(piece.config, root)
     for task in piece.tasks.all:
         readers = piece.tasks.readers(task)

@@ -20,6 +20,7 @@ from ham.files import stable_hash
 from ham.pieces.archive import Piece
 from ham.report.manifest import manifest_path
 from ham.report.rows import Row
+from ham.report.samples import samples_beside
 from ham.workflow import inspection_files, inspection_pages
 
 COMPARED = ("config_hash", "code_fingerprint")
@@ -39,6 +40,7 @@ class Union:
         studies: Rows and manifests of the runs of studies.
         missing_runs: Runs of studies that no piece has, in words.
         commits: The commits behind the jobs; one, if the code was frozen.
+        answers: Answers behind lm-eval's scores, by path in the checkout.
         pages: Pages of `ham inspect`, and rows with manifests beside them, by path in the checkout.
     """
 
@@ -48,6 +50,7 @@ class Union:
     studies: dict[str, bytes] = field(default_factory=dict)
     missing_runs: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
+    answers: dict[str, bytes] = field(default_factory=dict)
     pages: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -78,6 +81,7 @@ def unite(pieces: Sequence[Piece]) -> Union:
     for piece in pieces:
         commits |= _add_studies(union, seen, owners, piece)
         _add_pages(union, owners, piece)
+        _add_answers(union, owners, piece)
         for task in union.tasks.all:
             result = union.tasks.result(task)
             if not result.endswith(".jsonl") or not piece.has(task):
@@ -124,10 +128,23 @@ def _add_studies(union: Union, seen: Seen, owners: dict[str, str], piece: Piece)
 
 def _add_pages(union: Union, owners: dict[str, str], piece: Piece) -> None:
     """Take in the pages of kept tokens of a piece, and what lies beside them."""
-    for path in inspection_files(union.tasks.config):
+    _add_files(union.pages, inspection_files(union.tasks.config), owners, piece)
+
+
+def _add_answers(union: Union, owners: dict[str, str], piece: Piece) -> None:
+    """Take in the answers of the evaluations of a piece."""
+    evaluations = [task for task in union.tasks.all if task.stage == "evaluate"]
+    paths = [samples_beside(union.tasks.result(task))[1] for task in evaluations]
+    _add_files(union.answers, paths, owners, piece)
+
+
+def _add_files(
+    into: dict[str, bytes], paths: Sequence[str], owners: dict[str, str], piece: Piece
+) -> None:
+    for path in paths:
         if path not in piece.files:
             continue
-        known = union.pages.setdefault(path, piece.files[path])
+        known = into.setdefault(path, piece.files[path])
         first = owners.setdefault(path, piece.source)
         if known != piece.files[path]:
             raise ConfigError(f"{path} is another one in {first} than in {piece.source}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ham.report import (
     plots_cost,
     plots_dial,
+    plots_gates,
     plots_language,
     plots_needle,
     plots_position,
@@ -148,5 +149,13 @@ FIGURES = (
         "train",
         ("kv_fraction",),
         plots_training.routed_fraction,
+    ),
+    FigureSpec(
+        "gates",
+        "Gates of both memories",
+        "gates",
+        ("gate_mean",),
+        plots_gates.gates,
+        part_of="routed_fraction",
     ),
 )

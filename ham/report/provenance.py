@@ -128,6 +128,9 @@ def rerun_command(row: Row, known: Mapping[str, Manifest], config_name: str) -> 
     if recorded:
         return shlex.join(recorded)
     stage = stage_of(row)
+    if stage == "inspect":
+        known_as = f"--config {config_name}.yaml --arm {row.model}"
+        return f"ham inspect CHECKPOINT --sample FILE {known_as} --out PAGE"
     seed = "" if row.seed is None else f" --seed {row.seed}"
     where = {
         "train": "--data DATA --out OUT",

@@ -2,7 +2,8 @@
 
 `results/published/<name>/` holds copies of a finished run's rows, manifests, configuration and of
 the claims of its day, with those of its studies, below `evidence/` of other published folders by
-which claims are judged too, and below `inspect/` the page of kept tokens with its rows; or the rows
+which claims are judged too, below `inspect/` the page of kept tokens with its rows, and the answers
+behind lm-eval's scores (`ham.report.samples`); or the rows
 and manifests of a kernel speed run (`kernel_speed.rows.jsonl`), of training with each provider
 (`kernel_training.rows.jsonl`), of a sweep (`sweep.rows.jsonl`) or of the study of routing scores,
 or several of them, and the checksums of them all (`SHA256SUMS`). They are source files: no rule
@@ -32,6 +33,7 @@ from ham.report.figure_compare import drawing_versions
 from ham.report.kernel_report import build_kernel_report
 from ham.report.manifest import manifest_path, read_manifest
 from ham.report.rows import read_rows
+from ham.report.samples import PUBLISHED_SAMPLES, answers_of_job, pack_samples
 from ham.report.study_section import STUDY_EXPERIMENTS
 from ham.report.sweep_report import build_sweep_report
 from ham.workflow import inspection_files, rows_files
@@ -51,19 +53,22 @@ BESIDE = "evidence"
 INSPECTED = "inspect"
 
 
-def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> list[Path]:
+def publish_run(
+    config_paths: list[Path], name: str, root: Path = Path(), with_samples: bool = True
+) -> list[Path]:
     """Copy the rows and manifests of a finished run under `results/published/<name>/`.
 
     Args:
         config_paths: The configuration of the run, overlays included.
         name: `<date>-<device>` by convention.
         root: The checkout that holds `results/`.
+        with_samples: Whether to keep the answers behind lm-eval's scores.
 
     Returns:
         The rows files written.
 
     Raises:
-        ConfigError: If something is published under that name already.
+        ConfigError: If something is published under that name already, or the answers are too many.
         MissingDataError: If a job of the run has no rows yet; the message names it.
     """
     require_unpublished(name, root)
@@ -82,7 +87,12 @@ def publish_run(config_paths: list[Path], name: str, root: Path = Path()) -> lis
         for path in inspection_files(config)
         if (root / path).is_file()
     }
-    return publish_files(config, files, name, root, study_files(config, root), pages=pages)
+    answers: dict[str, bytes] = {}
+    for source in sources if with_samples else ():
+        if source.endswith("/evaluate.rows.jsonl"):
+            answers |= answers_of_job(root, source)
+    studies = study_files(config, root)
+    return publish_files(config, files, name, root, studies, pages=pages, answers=answers)
 
 
 def require_unpublished(name: str, root: Path = Path()) -> None:
@@ -104,6 +114,7 @@ def publish_files(
     studies: Mapping[str, bytes] | None = None,
     beside: Sequence[Path] = (),
     pages: Mapping[str, bytes] | None = None,
+    answers: Mapping[str, bytes] | None = None,
 ) -> list[Path]:
     """Keep rows and manifests of a run, given by their paths in the run, in one step.
 
@@ -115,13 +126,14 @@ def publish_files(
         studies: Rows and manifests of the runs of its studies.
         beside: Published folders whose rows count as evidence for claims; copied as they are.
         pages: Pages of `ham inspect` of its models, and rows with manifests beside them.
+        answers: Answers behind lm-eval's scores.
 
     Returns:
         The rows files written.
 
     Raises:
-        ConfigError: If something is published under that name already, or two folders beside it
-            have one name.
+        ConfigError: If something is published under that name already, two folders beside it have
+            one name, or the answers take more than `ham.report.samples.MOST_BYTES`.
         MissingDataError: If a folder beside it is none of published results.
         CorruptFileError: If rows of studies have no manifest.
     """
@@ -131,6 +143,9 @@ def publish_files(
     kept |= {
         f"{INSPECTED}/{PurePosixPath(path).name}": page for path, page in (pages or {}).items()
     }
+    packed = pack_samples(answers or {})
+    if packed is not None:
+        kept[PUBLISHED_SAMPLES] = packed
     kept[CONFIG_FILE] = yaml.safe_dump(config.model_dump(mode="json")).encode()
     kept[CLAIMS_FILE] = shipped_claims().read_bytes()
     kept[CHECKSUMS] = checksum_text(
@@ -244,12 +259,13 @@ def _build_run(config: Path, sources: Sources, target: Path) -> Path:
     claims = config.with_name(CLAIMS_FILE)
     pages = _copy_pages(config.parent, target)
     folder = RESULTS / config.parent.name
+    files = [*sources.run, *sorted(config.parent.glob(f"{INSPECTED}/{ROWS}"))]
     build_report(
-        read_rows(sources.run),
+        read_rows(files),
         target,
         # As it was resolved then: defaults of today's code would change the page of an earlier run.
         config=read_yaml(config),
-        manifests=_manifests(sources.run),
+        manifests=_manifests(files),
         inspection=pages[0] if pages else None,
         claims=load_claims(claims) if claims.is_file() else None,
         source=folder.as_posix(),

@@ -22,14 +22,18 @@ from ham.files import read_jsonl, write_jsonl
 
 SCHEMA_VERSION = 1
 
+ROUTING_SEED = "routing_seed"
+"""Metric of a training run: the seed of its routing hashes. Runs without it took 0 by default."""
+
 
 class Row(Strict):
     """One measured number.
 
     Attributes:
-        experiment: Which stage made it: `train`, `language_modelling`, `lm_eval`, `needle`,
-            `recall`, `dial`, `throughput`, `memory`, `inspect`, `agreement`, `kernel_speed`,
-            `kernel_training`, `mqar`, `mqar_tuning`, and those of `ham.measure.sweep.grid`.
+        experiment: Which stage made it: `train`, `language_modelling`, `gates`, `lm_eval`,
+            `needle`, `recall`, `dial`, `throughput`, `memory`, `inspect`, `agreement`,
+            `kernel_speed`, `kernel_training`, `mqar`, `mqar_tuning`, and those of
+            `ham.measure.sweep.grid`.
         model: Name of the arm; `mixer` its registered class.
         parameters: Parameters of the model, embedding included.
         x_name, x_value: The coordinate that a plot puts on its horizontal axis.

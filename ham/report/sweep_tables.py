@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ham.measure.sweep.grid import DECODE_PART, EXPERIMENTS
+from collections.abc import Sequence
+
+from ham.measure.sweep.grid import DECODE_PART, EXPERIMENTS, MODEL_PREFILL
 from ham.report.formats import byte_size, count, reason, share, significant
 from ham.report.rows import Row
 from ham.report.sweep_cells import EXPERIMENT_WORDS, Place, Series, SweepRows, number, order_parts
@@ -15,8 +17,8 @@ NOTES = {
         "append, attention."
     ),
     "model_decode": "Logits and the greedy next token of every sequence, the whole model.",
-    "model_prefill": (
-        "A whole context into an empty memory, up to the first token; launched eagerly for all. "
+    MODEL_PREFILL: (
+        "A whole context into an empty memory, up to the first token; {launch}. "
         "Larger cells than 262,144 tokens are not part of the grid."
     ),
     "model_train": (
@@ -24,6 +26,11 @@ NOTES = {
         "context (on a CPU: fewer)."
     ),
 }
+EAGER_PREFILL = "launched eagerly for all"
+GRAPH_PREFILL = (
+    "one CUDA graph, and behind it the allocation of pages for routed tokens and the launch that "
+    "fills them, which are in the time"
+)
 COMMON_NOTE = (
     "Routing is forced by a hash, so the realised share is that of the hash. Memory is what was "
     "allocated; the peak includes weights. Percent of copy bandwidth: caches, states and weights "
@@ -101,10 +108,17 @@ def sweep_tables(rows: SweepRows, numbers: bool = False) -> list[Table]:
         records = [_record(place, series, row) for place, series, row in cells]
         used = {key for record in records for key, value in record.items() if value is not None}
         columns = NUMBERS if numbers else [column for column in COLUMNS if column.key in used]
-        note = f"{NOTES[experiment]} {COMMON_NOTE}"
+        note = f"{_experiment_note(experiment, [row for _, _, row in cells])} {COMMON_NOTE}"
         title = EXPERIMENT_WORDS[experiment]
         tables.append(Table(experiment, title, note, columns, records, legend=LEGEND))
     return tables
+
+
+def _experiment_note(experiment: str, rows: Sequence[Row]) -> str:
+    """What was timed; prefill has not always been a graph."""
+    modes = {row.launch_mode for row in rows if row.value is not None}
+    launch = EAGER_PREFILL if modes <= {"eager"} else GRAPH_PREFILL
+    return NOTES[experiment].format(launch=launch)
 
 
 def _record(place: Place, series: Series, row: Row) -> Record:

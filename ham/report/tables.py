@@ -13,6 +13,7 @@ from ham.report import (
     tables_cost,
     tables_needle,
     tables_quality,
+    tables_routing,
     tables_tradeoff,
     tables_tuning,
 )
@@ -69,8 +70,8 @@ def all_tables(
     """Every table that has rows, and the names and titles of those that were not run.
 
     Learning rates are tried only where the configuration says so, not every run has models of equal
-    memory, and earlier ones did not measure the loss on text that they had seen: none of these is
-    ever "not run".
+    memory, and earlier ones did not measure the loss on text that they had seen, gates, or whether
+    decoding decides alike: none of these is ever "not run".
 
     Args:
         results: The rows.
@@ -88,6 +89,8 @@ def all_tables(
         tables_tradeoff.equal_bytes(results, look),
         tables_quality.generalisation(results),
         tables_tuning.tuning(results),
+        tables_routing.gates(results),
+        tables_routing.agreement(results),
     ):
         if table.records:
             tables.append(table)

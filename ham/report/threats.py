@@ -11,6 +11,7 @@ from ham.report.answer import FEWEST_SEEDS
 from ham.report.formats import join_words
 from ham.report.needle_seeds import FEW, bimodal, seeds_that_find
 from ham.report.provenance import Manifest
+from ham.report.rows import ROUTING_SEED
 from ham.train.tuning import best_rate, edge_of, last_losses
 
 PAPER_SCALE = "800M parameters and 50B tokens"
@@ -94,14 +95,15 @@ def _hashes(
     results: Results, model: str, settings: Mapping[str, Any], manifests: Mapping[str, Manifest]
 ) -> set[int]:
     """The seeds of the routing hash of an arm that routes at random, over its jobs."""
-    jobs = {row.manifest_id for row in results.find("train", "loss_nats", model=model)}
-    configs = [manifests[one].get("config") for one in sorted(jobs) if one in manifests]
+    recorded = {row.seed: row.value for row in results.find("train", ROUTING_SEED, model=model)}
+    jobs = {(row.manifest_id, row.seed) for row in results.find("train", "loss_nats", model=model)}
     found = set()
-    for config in [one for one in configs if one] or [settings]:
+    for manifest, seed in jobs:
+        config = manifests.get(manifest, {}).get("config") or settings
         for arm in config.get("arms", []):
             options = arm.get("options") or {}
             if arm["name"] == model and options.get("score") == "random":
-                found.add(options.get("routing_seed", 0))
+                found.add(recorded.get(seed, options.get("routing_seed", 0)))
     return found
 
 

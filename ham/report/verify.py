@@ -26,6 +26,7 @@ from ham.report.publish import (
     CHECKSUMS,
     CONFIG_FILE,
     DRAWN_WITH,
+    INSPECTED,
     REPORTS,
     RESULTS,
     ROWS,
@@ -33,6 +34,7 @@ from ham.report.publish import (
     sources_of,
 )
 from ham.report.rows import read_rows
+from ham.report.samples import PUBLISHED_SAMPLES, read_samples, sample_faults
 
 FIGURES = {".png", ".svg"}
 MANIFESTS = "*.manifest.json"
@@ -77,6 +79,7 @@ def verify_published(name: str, root: Path = Path()) -> Verification:
     found = Verification(name)
     found.faults += checksum_faults(folder)
     _check_rows(folder, found)
+    _check_samples(folder, found)
     _check_report(root, found)
     return found
 
@@ -132,8 +135,9 @@ def checksum_faults(folder: Path) -> list[str]:
 
 
 def _check_rows(folder: Path, found: Verification) -> None:
-    files = sorted(folder.glob(ROWS))
-    if not files:
+    inspected = sorted(folder.glob(f"{INSPECTED}/{ROWS}"))
+    files = [*sorted(folder.glob(ROWS)), *inspected]
+    if files == inspected:
         found.faults.append(f"there is no {ROWS}")
     run = sources_of(folder).run
     for path in files:
@@ -143,8 +147,21 @@ def _check_rows(folder: Path, found: Verification) -> None:
                 found.faults += _config_faults(path)
         except HamError as error:
             found.faults.append(str(error))
-    lonely = set(folder.glob(MANIFESTS)) - {manifest_path(path) for path in files}
+    manifests = {*folder.glob(MANIFESTS), *folder.glob(f"{INSPECTED}/{MANIFESTS}")}
+    lonely = manifests - {manifest_path(path) for path in files}
     found.faults += [f"{path.name} belongs to no rows" for path in sorted(lonely)]
+
+
+def _check_samples(folder: Path, found: Verification) -> None:
+    """Accuracies must be the means of the answers that lie beside them."""
+    path = folder / PUBLISHED_SAMPLES
+    if not path.is_file():
+        return
+    try:
+        records = read_samples(path)
+        found.faults += sample_faults(records, read_rows(sources_of(folder).run))
+    except HamError as error:
+        found.faults.append(str(error))
 
 
 def _rows_faults(path: Path, found: Verification) -> list[str]:

@@ -49,7 +49,8 @@ class RoutingOptions(MixerOptions):
         gain: Step of the threshold's closed loop, in standard deviations of the score.
         exploration: Share of tokens that a learned router routes at random while its threshold
             still moves.
-        routing_seed: Seed of the hashes behind random scores, ties and exploration.
+        routing_seed: Seed of the hashes behind random scores, ties and exploration; that of the
+            training when None.
     """
 
     score: RoutingScore = "cosine"
@@ -60,7 +61,7 @@ class RoutingOptions(MixerOptions):
     scope: ScopeName = "layer"
     gain: PositiveFloat = 0.1
     exploration: Fraction = 0.02
-    routing_seed: NonNegative = 0
+    routing_seed: NonNegative | None = None
 
     @model_validator(mode="after")
     def _routing_is_consistent(self) -> RoutingOptions:

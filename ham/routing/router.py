@@ -124,6 +124,7 @@ class Router(nn.Module):
         self.options = options
         self.layer = shape.layer
         self.heads = shape.heads
+        self.seed = shape.seed if options.routing_seed is None else options.routing_seed
         # As a tensor, so that `torch.compile` makes one code for all layers.
         self.register_buffer("keys_S", torch.zeros(len(STREAMS), dtype=torch.int64), False)
         self.fill_tables()
@@ -142,7 +143,7 @@ class Router(nn.Module):
     def fill_tables(self) -> None:
         """Compute the keys of the hash, which are not stored with the weights."""
         for row, stream in enumerate(STREAMS):
-            self.keys_S[row] = hash_key((stream, self.options.routing_seed, self.layer))
+            self.keys_S[row] = hash_key((stream, self.seed, self.layer))
 
     @property
     def kernel_score(self) -> ScoreName | None:

@@ -21,7 +21,8 @@ Variants, which change what is written before the queries:
   new value is drawn to differ from another key's first value by position in the list; here it
   differs from the first value of its own key.
 
-Letters: N examples, T tokens, P pairs, W pairs written, C copies of a pair, S steps, B batch.
+Letters: N examples, T tokens, P pairs, W pairs written, C copies of a pair, S steps, B batch,
+M rows with repeats, X numbers that are drawn again.
 Examples are drawn on the device; the same seed gives the same examples on the same kind of device.
 """
 
@@ -43,6 +44,7 @@ BLANK = 0
 CLASSES = ("filler", "key", "value", "query", "repeat", "stale")
 FILLER, KEY, VALUE, QUERY, REPEAT, STALE = range(6)
 NEVER = -1
+_MANY = 1 << 62
 
 
 class _Tensors:
@@ -188,17 +190,37 @@ def _write_pairs(
 def distinct(count: int, drawn: int, choices: int, random: torch.Generator) -> Tensor:
     """`count` rows of `drawn` different numbers below `choices`, every such row equally likely.
 
-    Rows with a repeated number are drawn again as a whole, which leaves the others uniform.
+    Of equal numbers in a row all but the first are drawn again, until none are equal. Which are
+    drawn again follows from which are equal and where, never from what they are. So renaming the
+    choices changes no probability, and as some renaming turns any row of different numbers into any
+    other, all of these have the same.
+
+    Args:
+        count: Rows N.
+        drawn: Numbers P in a row, at most `choices`.
+        choices: Numbers to draw from: 0..choices - 1.
+        random: Where the rows are drawn and stay.
+
+    Returns:
+        int64 `[N, P]`.
     """
-    rows = torch.randint(choices, (count, drawn), generator=random, device=random.device)
+    if 2 * drawn > choices:
+        # The last free numbers would take long to hit. All orders of different keys are as likely.
+        return distinct(count, choices, _MANY, random).argsort(dim=1)[:, :drawn].contiguous()
+    rows_NP = _integers(choices, (count, drawn), random)
+    left_M = torch.arange(count, device=random.device)
     while True:
-        ordered = rows.sort(dim=1).values
-        repeated = (ordered[:, 1:] == ordered[:, :-1]).any(dim=1).nonzero()[:, 0]
-        if not len(repeated):
-            return rows
-        rows[repeated] = torch.randint(
-            choices, (len(repeated), drawn), generator=random, device=random.device
-        )
+        ordered_MP, places_MP = rows_NP[left_M].sort(dim=1, stable=True)
+        row_X, rank_X = (ordered_MP[:, 1:] == ordered_MP[:, :-1]).nonzero(as_tuple=True)
+        if not len(row_X):
+            return rows_NP
+        again_X = left_M[row_X], places_MP[row_X, rank_X + 1]
+        rows_NP[again_X] = _integers(choices, (len(row_X),), random)
+        left_M = again_X[0].unique_consecutive()
+
+
+def _integers(choices: int, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    return torch.randint(choices, shape, generator=random, device=random.device)
 
 
 def weighted_order(count: int, drawn: int, weights_X: Tensor, random: torch.Generator) -> Tensor:

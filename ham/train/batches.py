@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ham.errors import ConfigError
+from ham.model.decoder import IGNORED
 from ham.ruler.generator import RulerGenerator
 from ham.ruler.haystacks import Essays
 from ham.train.needle_documents import needles_document
@@ -39,9 +40,6 @@ NEEDLE_TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multi
 in which a needle may stand between any two tokens."""
 
 ROWS_TRIED = 100
-
-IGNORED = -100
-"""Target that adds nothing to a loss: torch's default `ignore_index`."""
 
 # Streams of random numbers that must not depend on each other.
 _EPOCH_STREAM, _RECALL_STREAM, _CHOICE_STREAM = 1, 2, 3

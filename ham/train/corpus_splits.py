@@ -5,7 +5,9 @@ passage of 20 words with any other document of the corpus (`ham.train.corpus_ove
 out the books of the Bible with parallel accounts, speeches that quote earlier speeches, addresses
 that exist both as read and as written, and the poems that Shakespeare's plays repeat. Each of
 validation and test holds a novel, two plays, two books of the Bible and addresses spread over two
-centuries; calibration is the same mix without a novel.
+centuries. Thresholds that are set on one mix of kinds miss their share on another, so calibration
+has the mix of validation and test, to 0.02 of its bytes; its novel is longer than theirs, and the
+other kinds are as much more.
 """
 
 from __future__ import annotations
@@ -14,17 +16,27 @@ SPLITS = ("train", "calibration", "validation", "test")
 
 HELD_OUT: dict[str, tuple[str, ...]] = {
     "calibration": (
+        "austen/sense-and-sensibility",
+        "king-james-bible/08-ruth",
         "king-james-bible/20-proverbs",
         "king-james-bible/21-ecclesiastes",
+        "king-james-bible/38-zechariah",
+        "king-james-bible/47-2-corinthians",
+        "shakespeare/midsummer-nights-dream",
         "shakespeare/much-ado-about-nothing",
+        "shakespeare/timon-of-athens",
         "state-of-the-union/1812-madison-1",
         "state-of-the-union/1828-adams-1",
+        "state-of-the-union/1838-vanburen-1",
         "state-of-the-union/1869-grant-1",
         "state-of-the-union/1890-harrison-1",
         "state-of-the-union/1923-coolidge-1",
+        "state-of-the-union/1938-roosevelt-1",
+        "state-of-the-union/1948-truman-1",
         "state-of-the-union/1961-kennedy-1",
         "state-of-the-union/1976-ford-1",
         "state-of-the-union/2006-bush-1",
+        "state-of-the-union/2015-obama-1",
     ),
     "validation": (
         "austen/northanger-abbey",

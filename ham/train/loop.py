@@ -7,6 +7,7 @@ was killed and resumed ends with the same weights, bit for bit on a CPU, as one 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import resource
 import shutil
@@ -28,12 +29,14 @@ from ham.measure.device import model_flops_utilisation
 from ham.model.calibration import calibrate, realised_fractions, thresholds
 from ham.model.checkpoint import save_model
 from ham.model.language_model import flops_labels
+from ham.model.model_config import ModelConfig
 from ham.model.precision import precision_context
 from ham.model.sizing import model_config
 from ham.progress import ProgressReporter
 from ham.report.manifest import device_name
-from ham.report.rows import RowWriter
+from ham.report.rows import ROUTING_SEED, RowWriter
 from ham.report.statistics import mean
+from ham.routing.router import Router
 from ham.train.batches import BatchSampler
 from ham.train.clock import StepClock
 from ham.train.interrupt import StopRequest
@@ -78,6 +81,8 @@ class Trainer:
         self.batches = self._sampler("train", self.config.data.recall_fraction, job.seed)
         torch.manual_seed(job.seed)
         described = model_config(self.config, job.arm, self.tokenizer.vocabulary_size)
+        if isinstance(described, ModelConfig):
+            described = dataclasses.replace(described, seed=job.seed)
         self.model = described.build().to(job.device)
         with self._autocast():
             self.model.check_trains()
@@ -226,15 +231,16 @@ class Trainer:
             self.calibrated = calibrate(self.model, batches)
 
     def _held_out(self, split: str, count: int) -> list[Tensor]:
-        """Micro-batches `tokens_BT` of the first batches of a split; the same for every arm."""
-        sampler = self._sampler(split, 0.0, HELD_OUT_SEED)
-        return [
-            part_BT
-            for index in range(count)
-            for part_BT in torch.as_tensor(sampler.batch(index).inputs_BT)
-            .to(self.job.device)
-            .chunk(self.settings.accumulate)
-        ]
+        """Micro-batches `tokens_BT` of windows spread over a split; the same for every arm.
+
+        Args:
+            split: Which.
+            count: Batches; fewer come where the split has no more.
+        """
+        shard = TokenShard.open(self.data_folder / f"{split}.tokens")
+        batch = self.settings.batch_size
+        windows_NT = torch.from_numpy(shard.even_windows(self.config.data.context, count * batch))
+        return list(windows_NT.to(self.job.device).split(batch // self.settings.accumulate))
 
     def _count_tokens(self) -> None:
         """Tell routers that score rarity how often each token occurs in the training text."""
@@ -333,6 +339,8 @@ class Trainer:
         labels = flops_labels(self.model)
         writer.add("train", "training_flops", flops, kv_fraction=fraction, labels=labels)
         writer.add("train", LABEL, self.settings.learning_rate)
+        for seed in {each.seed for each in self.model.modules() if isinstance(each, Router)}:
+            writer.add("train", ROUTING_SEED, seed)
         shared = shared_gpu_labels()
         writer.add("train", "tokens_per_second", tokens / self.clock.seconds, labels=shared)
         writer.add("train", "wall_seconds", self.clock.seconds, labels=shared)

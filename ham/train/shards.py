@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ham.errors import CorruptFileError, MissingDataError
+from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.files import atomic_writer, read_json, sha256_file, write_json
 from ham.train.tokenizer import Tokenizer
 
@@ -107,6 +107,33 @@ class TokenShard:
             part = self.tokens[start : start + _COUNTED_AT_ONCE]
             counts += np.bincount(part, minlength=self.vocabulary_size)
         return counts
+
+    def even_windows(self, length: int, count: int) -> np.ndarray:
+        """Windows at equal distances over the stream: each document gives its share of tokens.
+
+        Windows drawn at random leave the share of every kind of text to chance, and with it the
+        thresholds that are set on them.
+
+        Args:
+            length: Tokens T of a window.
+            count: Windows N; fewer come where so many would overlap.
+
+        Returns:
+            Int64 `[N, T]`, in the order of the stream.
+
+        Raises:
+            ConfigError: If the stream is shorter than one window.
+        """
+        total = len(self.tokens)
+        if total < length:
+            raise ConfigError(
+                f"a window of {length} tokens needs a shard of at least as many, it has {total}"
+            )
+        count = min(count, total // length)
+        # In the middle of each of `count` equal parts.
+        starts = ((2 * np.arange(count) + 1) * total // count - length) // 2
+        windows = [self.tokens[start : start + length] for start in starts.tolist()]
+        return np.stack(windows).astype(np.int64)
 
     def documents(self) -> Iterator[np.ndarray]:
         """The tokens of each document, a view without the end-of-text token."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from ham.config import TrainConfig
 from ham.errors import DeviceError, UnusableModelError
 from ham.kernels.sdpa import fastest_first
+from ham.model.decoder import count_targets
 from ham.model.language_model import LanguageModel
 from ham.model.mixer import MixerAux
 from ham.model.precision import precision_context
@@ -154,13 +155,16 @@ class OptimiserStep:
         self.optimiser.zero_grad(set_to_none=True)
         parts = self.settings.accumulate
         device = self.model.device
+        targets = count_targets(batch[1]).clamp(min=1)
         total = torch.zeros((), device=device)
         shares: list[list[Tensor]] = []
         for inputs_BT, targets_BT in zip(*(each.chunk(parts) for each in batch), strict=True):
             with fastest_first(device), precision_context(device, self.settings.precision):
                 loss, reports = (compiled or self._plain_loss)(inputs_BT, targets_BT)
-            (loss / parts).backward()
-            total += loss.detach() / parts
+            # By targets, not by rows: recall rows have few, and would weigh more when cut apart.
+            share = count_targets(targets_BT) / targets
+            (loss * share).backward()
+            total += loss.detach() * share
             kept = [aux.kept_share_BT() for aux in reports]
             shares.append([share_BT.mean() for share_BT in kept if share_BT is not None])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)

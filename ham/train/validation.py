@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ham.model.decoder import IGNORED
 from ham.model.language_model import LanguageModel
 from ham.model.precision import precision_context
-from ham.train.batches import IGNORED, BatchSampler
+from ham.train.batches import BatchSampler
 
 
 @torch.no_grad()

@@ -19,8 +19,10 @@ from ham.kernels.decode.arguments import (
 )
 from ham.kernels.decode.blocks import add_rms_norm, gated_rms_norm, rope_append, silu_multiply
 from ham.kernels.decode.launch import combine, paged_attention, recurrent_step, step
+from ham.kernels.decode.prompt import PromptTokens, fill_pages
 
 HEADS, CONV_SIZE, POSITIONS, PAGES, WIDTH = 2, 4, 16, 4, 1024
+PROMPT = 100
 SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -136,6 +138,23 @@ class Problem:
         if not self.tile.fused:
             combine(*arguments, tile=self.tile)
 
+    def launch_fill(self) -> None:
+        """Routed tokens of a prompt to their pages."""
+        wide = torch.int64
+        tokens = PromptTokens(
+            1,
+            PROMPT,
+            HEADS,
+            self.key_size,
+            self.value_size,
+            self.dtype,
+            self.zeros(2, 2, dtype=wide),
+            True,
+            self.zeros(2, PROMPT, dtype=wide),
+            self.zeros(2, dtype=wide),
+        )
+        fill_pages(tokens, self.zeros(3, PAGES, dtype=wide), self.page_tokens)
+
     def launch_blocks(self) -> None:
         """The small kernels."""
         row_BD, wide = self.zeros(1, WIDTH), torch.float32
@@ -192,6 +211,8 @@ def _cases() -> Iterator[CompileCase]:
     for problem in LAYERS:
         if (problem.score, problem.reduction) != ("cosine", "min"):
             continue
+        default = problem == USUAL[1]
+        yield CompileCase(f"fill {problem.name}", problem.launch_fill, default=default)
         for page, tile in TILES:
             cut = Problem(
                 problem.key_size, problem.value_size, problem.dtype, page_tokens=page, tile=tile

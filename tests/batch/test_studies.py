@@ -39,7 +39,7 @@ def test_commands_are_those_that_ham_understands():
 
 
 def test_the_shipped_study_belongs_to_configurations_without_one(tmp_path: Path):
-    config = load_config(H100.with_name("demo.yaml"))
+    config = load_config(H100.with_name("paper.yaml"))
     assert {part.file for part in study_parts(config)} == {str(repository_root() / SHIPPED)}
     with pytest.raises(MissingDataError, match=r"nowhere\.yaml"):
         study_parts(load_config(H100, ["workflow.studies=[nowhere.yaml]"]))
@@ -47,6 +47,15 @@ def test_the_shipped_study_belongs_to_configurations_without_one(tmp_path: Path)
     wrong.write_text(yaml.safe_dump({"name": "wrong"}))
     with pytest.raises(ConfigError, match="learning_rates"):
         study_parts(load_config(H100, [f"workflow.studies=[{wrong}]"]))
+
+
+def test_the_study_of_the_demo_is_one_process_with_three_seeds():
+    (part,) = study_parts(load_config(H100.with_name("demo.yaml")))
+    assert part.rows == "results/runs/demo/studies/mqar-demo/blank-d32"
+    assert part.tasks == ("blank", "random") and len(part.study.seeds) == 3
+    # One rate for all: no run is spent on choosing it.
+    assert len(part.study.learning_rates) == 1
+    assert {arm.mixer for arm in part.study.arms} == {"transformer", "gated_delta_rule", "ham"}
 
 
 def test_runs_of_one_command_are_published_in_one_file():

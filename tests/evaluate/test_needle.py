@@ -13,8 +13,9 @@ from stand_ins import SuccessorModel, UniformModel
 from ham.errors import ConfigError
 from ham.evaluate.needle import Questions, cells
 from ham.evaluate.needle_rows import Asked, generation_rows, routed_rows
-from ham.evaluate.scoring import RowScore
+from ham.evaluate.scoring import RoutingCount, RowScore
 from ham.model.decoder import DecoderOutput
+from ham.model.generation import generate
 from ham.model.mixer import MixerAux
 from ham.report.statistics import clustered_wilson_interval
 from ham.ruler.generator import RulerGenerator
@@ -269,3 +270,108 @@ def test_losses_are_per_token_of_the_answers() -> None:
     one = asked([[0, 0]], [True, True], None)
     one.score.nats[9:] = [0.5, 2.5]
     assert math.isclose(one.loss_nats, 1.5)
+
+
+GENERATED = {
+    "tasks": ["niah_single_2", "niah_multivalue"],
+    "lengths": [760],
+    "depths": [0.25, 0.75],
+    "samples": 3,
+    "generate": True,
+}
+
+
+@pytest.mark.parametrize("mixer", ["ham", "gated_delta_rule", "transformer"])
+def test_generation_takes_the_tokens_that_teacher_forcing_calls_right(
+    make_subject, tiny_model, mixer: str
+) -> None:
+    """What a model generates, put behind the prompt as the answer, is right token by token."""
+    subject = make_subject(tiny_model(mixer), settings(**GENERATED))
+    task = TASKS["niah_single_2"]
+    questions = Questions(subject.tokenizer, subject.test)
+    asked_for = [
+        sample for length in (700, 760) for sample in questions.ask(task, length, [0.5], 2)[0.5]
+    ]
+    made = generate(subject.model, [one.prompt.tolist() for one in asked_for], 24)
+    for changed in (False, True):
+        rows = []
+        for sample, tokens in zip(asked_for, made, strict=True):
+            answer = np.array([*tokens[:-1], (tokens[-1] + changed) % 257])
+            rows.append(np.concatenate([sample.prompt, answer]))
+        for sample, score in zip(asked_for, subject.score(rows, RoutingCount()), strict=True):
+            start = len(sample.prompt)
+            assert score.span(start, start + 23)[1]
+            assert score.span(start, start + 24)[1] is not changed
+
+
+@pytest.mark.parametrize("mixer", ["ham", "transformer"])
+def test_both_scores_agree_on_what_models_generate(make_subject, tiny_model, mixer: str) -> None:
+    made = cells(make_subject(tiny_model(mixer), settings(**GENERATED)))
+    for cell, groups in zip(made, (2, 1), strict=True):
+        rows = [row for row in cell.run() if row["metric"] == "generated_as_scored"]
+        assert [row["value"] for row in rows] == [1.0] * groups
+        assert sum(row["n"] for row in rows) == 6
+
+
+def test_disagreement_of_both_scores_is_seen() -> None:
+    one = asked([[0, 0]], [True, False], "x")
+    assert one.generated_as_scored is None
+    for tokens, right, agrees in (
+        ([10, 99], True, True),
+        ([9, 10], True, False),
+        ([], True, False),
+        ([9], False, True),
+        ([10], False, False),
+    ):
+        one = asked([[0, 0]], [right, False], "x")
+        one.continued = tokens
+        assert one.generated_as_scored is agrees
+        (row,) = [
+            row
+            for row in generation_rows([one], {"labels": {}})
+            if row["metric"] == "generated_as_scored"
+        ]
+        assert row["value"] == float(agrees)
+
+
+def test_a_subset_is_generated(make_subject, tiny_model) -> None:
+    """One of three samples at each depth; of a task of several answers as many in all."""
+    chosen = {**GENERATED, "generate_samples": 1}
+    single, several = (
+        cell.run() for cell in cells(make_subject(tiny_model("ham"), settings(**chosen)))
+    )
+    for rows, accuracy, generated, answers in (
+        (single, [3, 3], [1, 1], 1),
+        (several, [6], [2], 4),
+    ):
+        assert [row["n"] for row in rows if row["metric"] == "accuracy"] == accuracy
+        matches = [row["n"] for row in rows if row["metric"] == "string_match_all"]
+        assert matches == [answers * count for count in generated]
+        assert [row["n"] for row in rows if row["metric"] == "generations_left_out"] == [2]
+    chosen = {**GENERATED, "generate_tasks": ["niah_multivalue"]}
+    single, several = cells(make_subject(tiny_model("ham"), settings(**chosen)))
+    assert "string_match_all" not in {fields["metric"] for fields in single.expected}
+    assert "string_match_all" not in {row["metric"] for row in single.run()}
+    assert "string_match_all" in {fields["metric"] for fields in several.expected}
+
+
+def test_a_generated_task_must_be_asked(make_subject) -> None:
+    with pytest.raises(ConfigError, match="generate_tasks names 'vt', which is not among"):
+        make_subject(UniformModel(), settings(generate_tasks=["vt"]))
+
+
+def test_all_samples_of_a_length_decode_in_one_batch(
+    make_subject, tiny_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def note(model, prompts, *arguments, batch_size, **others):
+        sizes.append((len(prompts), batch_size))
+        return generate(model, prompts, *arguments, batch_size=batch_size, **others)
+
+    monkeypatch.setattr("ham.model.generation.generate", note)
+    subject = make_subject(tiny_model("ham"), settings(**{**GENERATED, "samples": 9}))
+    for cell in cells(subject):
+        cell.run()
+    assert [prompts for prompts, _ in sizes] == [18, 18]
+    assert all(prompts <= batch for prompts, batch in sizes)

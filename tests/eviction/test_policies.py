@@ -14,6 +14,8 @@ from ham.baselines.transformer import Transformer, TransformerOptions
 from ham.baselines.transformer_evicted import TransformerEvicted, TransformerEvictedOptions
 from ham.conformance import RULES, Subject
 from ham.conformance.subject import small_model
+from ham.eviction.options import EvictionConfig
+from ham.eviction.policies import make_policy
 from ham.eviction.schedule import Schedule
 from ham.model.mixer import MixerShape
 from ham.routing.controls import EVICTION_STREAM, hash_uniform
@@ -189,3 +191,11 @@ def test_a_schedule_counts_what_a_loop_counts(fraction, interval: int, least: in
         assert schedule.held(read) == held
         assert schedule.pairs(read) == pairs
         assert schedule.pairs(read, min(3, interval)) == last
+
+
+def test_random_eviction_follows_the_seed_of_the_training_unless_it_names_one() -> None:
+    def seed(trained_with: int, **options: int) -> int:
+        config = EvictionConfig(policy="random", fraction=0.3, **options)
+        return make_policy(config, layer=0, heads=1, seed=trained_with).seed
+
+    assert (seed(3), seed(3, seed=0), seed(3, seed=5)) == (3, 0, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from ham.errors import CachePoolFullError, ConfigError, NotFiniteError, RoutingError
-from ham.hf import HamCache, HamForCausalLM
+from ham.hf import HamCache, HamForCausalLM, save
 from ham.model.decoder import DecoderLM
 from ham.model.generation import generate
 from ham.model.registry import registered_mixers
+from ham.train.tokenizer import ByteTokenizer
 
 MIXERS = sorted(registered_mixers())
 PROMPTS = ["The whale", "a", "old men, ships and the sea"]
@@ -59,6 +61,17 @@ def test_a_saved_model_comes_back_bit_for_bit(tiny_model, saved, mixer) -> None:
         assert bits(found[name]) == bits(tensor), name
     tokens_BT = ragged("left")[1]
     assert torch.equal(loaded(tokens_BT).logits, model(tokens_BT).logits_BTV)
+
+
+def test_random_routing_keeps_the_hash_of_its_training(tiny_model, tmp_path) -> None:
+    first = tiny_model("ham", score="random", target=0.3)
+    model = DecoderLM(dataclasses.replace(first.config, seed=7)).eval()
+    model.load_state_dict(first.state_dict())
+    save(model, ByteTokenizer(), tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens_BT = ragged("left")[1]
+    assert torch.equal(loaded(tokens_BT).logits, model(tokens_BT).logits_BTV)
+    assert not torch.equal(model(tokens_BT).logits_BTV, first(tokens_BT).logits_BTV)
 
 
 def test_thresholds_that_are_no_numbers_or_infinite_survive(tiny_model, tmp_path) -> None:

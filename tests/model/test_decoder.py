@@ -8,6 +8,7 @@ import torch
 from ham.config_files import parse_config
 from ham.errors import ConfigError, CorruptFileError, MissingDataError
 from ham.model.checkpoint import load_model, read_description, save_model
+from ham.model.decoder import IGNORED, next_token_loss
 from ham.model.sizing import model_config, parameter_count
 
 ARMS = [
@@ -104,3 +105,22 @@ def test_missing_and_foreign_model_folders_are_refused(tmp_path) -> None:
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(CorruptFileError, match="not valid JSON"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_loss_is_the_mean_over_the_targets(dtype) -> None:
+    logits_BTV = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    targets_BT = torch.tensor([[0, 4, IGNORED], [IGNORED, 2, 2]])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    log_p_BTV = logits_BTV.to(wide).log_softmax(-1)
+    wanted = [log_p_BTV[0, 0, 0], log_p_BTV[0, 1, 4], log_p_BTV[1, 1, 2], log_p_BTV[1, 2, 2]]
+    loss = next_token_loss(logits_BTV, targets_BT)
+    assert loss.dtype == wide
+    torch.testing.assert_close(loss, -sum(wanted) / 4)
+
+
+def test_without_a_target_the_loss_and_its_gradient_are_zero() -> None:
+    logits_BTV = torch.randn(2, 3, 5, requires_grad=True)
+    loss = next_token_loss(logits_BTV, torch.full((2, 3), IGNORED))
+    loss.backward()
+    assert float(loss.detach()) == 0 and torch.equal(logits_BTV.grad, torch.zeros(2, 3, 5))

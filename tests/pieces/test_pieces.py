@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 from pathlib import Path
 
@@ -19,7 +22,8 @@ from ham.fingerprint import repository_root
 from ham.pieces.archive import piece_of_run, read_piece, unpack, write_piece
 from ham.pieces.merge import unite
 from ham.report.manifest import collect_manifest, manifest_path, write_manifest
-from ham.report.rows import Row, write_rows
+from ham.report.rows import Row, read_rows, write_rows
+from ham.report.samples import PUBLISHED_SAMPLES, read_samples
 from ham.report.verify import verify_published
 
 VALUES = {
@@ -294,9 +298,21 @@ def inspected(root: Path, text: str = "<p>kept</p>") -> Machine:
     machine = Machine(root, **WITH_HAM).does(*TRAIN)
     assert machine.tasks.result(Task("inspect", "h", 0)) == PAGE
     write_text(root / PAGE, text)
-    # What a job may leave beside the page: rows, manifest.
-    write_text(root / PAGE.replace(".html", ".rows.jsonl"), "{}\n")
-    write_text(root / PAGE.replace(".html", ".manifest.json"), "{}")
+    # What a job leaves beside the page: rows, manifest.
+    manifest = collect_manifest(machine.config.model_dump(mode="json"), ["ham", "inspect"], [0])
+    labels = {"form": "steps", "against": "parallel", "precision": "float32", "layer": 0}
+    common = {"model": "h", "mixer": "ham", "seed": 0, "device": "CPU"}
+    row = Row(
+        experiment="agreement",
+        metric="flips",
+        value=3,
+        n=41,
+        labels=labels,
+        manifest_id=manifest["manifest_id"],
+        **common,
+    )
+    write_rows(root / PAGE.replace(".html", ".rows.jsonl"), [row])
+    write_manifest(root / PAGE.replace(".html", ".manifest.json"), manifest)
     return machine
 
 
@@ -319,6 +335,9 @@ def test_the_page_of_kept_tokens_is_published_and_linked(
         "h-seed0.rows.jsonl",
     ]
     assert [path.name for path in (report / "inspect").iterdir()] == ["h-seed0.html"]
+    # Its rows have a table: 41 decisions of which 3 differ.
+    (line,) = csv.DictReader(io.StringIO((report / "tables/agreement.csv").read_text()))
+    assert (line["model"], line["decisions"], line["flips"]) == ("h", "41", "3.0")
     assert verify_published("2026-01-01-cpu", tmp_path).faults == []
     (out / "inspect/h-seed0.html").write_text("<p>other</p>")
     faults = verify_published("2026-01-01-cpu", tmp_path).faults
@@ -338,4 +357,70 @@ def test_two_pages_of_one_model_are_refused(tmp_path: Path):
     two = piece_of_run(inspected(tmp_path / "two", "<p>other</p>").run)
     assert len(unite([one, one]).pages) == 3
     with pytest.raises(ConfigError, match=r"h-seed0.html is another one in .*one.* than in .*two"):
+        unite([one, two])
+
+
+def answered(root: Path, *seeds: int, right: int = 1) -> Machine:
+    """A machine whose evaluations left samples: one question each, with its text."""
+    machine = Machine(root).does(*TRAIN)
+    for seed in seeds:
+        task = Task("evaluate", "a", seed)
+        machine.does(task)
+        record = {"task": "piqa", "doc_id": 0, "doc": "licensed", "resps": [[-1.5]], "acc": right}
+        rows = machine.tasks.result(task)
+        write_text(root / rows.replace(".rows.", ".samples."), json.dumps(record) + "\n")
+        (row,) = read_rows(root / rows)
+        accuracy = row.model_copy(
+            update={"experiment": "lm_eval", "metric": "accuracy", "task": "piqa", "value": 1.0}
+        )
+        write_rows(root / rows, [row, accuracy])
+    return machine
+
+
+def test_answers_travel_and_are_published(tmp_path: Path):
+    for name, seed in (("one", 0), ("two", 1)):
+        piece = piece_of_run(answered(tmp_path / name, seed).run)
+        write_piece(piece, tmp_path / f"{name}.tar.xz")
+        assert b"licensed" not in b"".join(piece.files.values())
+    # A machine that goes on sends them once more.
+    unpack([read_piece(tmp_path / "two.tar.xz")], tmp_path / "three")
+    again = piece_of_run(tmp_path / "three/results/runs/tiny")
+    assert again.files == read_piece(tmp_path / "two.tar.xz").files
+    out = tmp_path / "results/published/2026-01-01-cpu"
+    pieces = [str(tmp_path / f"{name}.tar.xz") for name in ("one", "two")]
+    assert main(["merge", *pieces, "--out", str(out)]) == 0
+    found = [
+        (record["model"], record["seed"], record["task"], record["acc"])
+        for record in read_samples(out / PUBLISHED_SAMPLES)
+    ]
+    assert found == [("a", 0, "piqa", 1), ("a", 1, "piqa", 1)]
+    assert f"  {PUBLISHED_SAMPLES}\n" in (out / "SHA256SUMS").read_text()
+    assert verify_published("2026-01-01-cpu", tmp_path).faults == []
+    (out / PUBLISHED_SAMPLES).write_bytes(b"")
+    faults = verify_published("2026-01-01-cpu", tmp_path).faults
+    assert f"{PUBLISHED_SAMPLES} was changed: its SHA-256 is not the recorded one" in faults
+    without = tmp_path / "results/published/2026-01-02-cpu"
+    assert main(["merge", *pieces, "--out", str(without), "--no-samples"]) == 0
+    assert not (without / PUBLISHED_SAMPLES).exists()
+
+
+def test_samples_that_contradict_their_rows_are_found(tmp_path: Path):
+    write_piece(piece_of_run(answered(tmp_path / "one", 0, right=0).run), tmp_path / "one.tar.xz")
+    out = tmp_path / "results/published/2026-01-01-cpu"
+    assert main(["merge", str(tmp_path / "one.tar.xz"), "--out", str(out)]) == 0
+    assert verify_published("2026-01-01-cpu", tmp_path).faults == [
+        "a, seed 0, piqa: accuracy is 1 of 1, its samples give 0 of 1"
+    ]
+
+
+def test_answers_of_one_job_must_agree(tmp_path: Path):
+    one, two = (
+        piece_of_run(answered(tmp_path / name, 0, right=right).run)
+        for name, right in (("one", 0), ("two", 1))
+    )
+    # Only the answers differ.
+    two.files = {path: one.files[path] for path in one.files} | {
+        path: content for path, content in two.files.items() if "answers" in path
+    }
+    with pytest.raises(ConfigError, match=r"evaluate\.answers\.jsonl is another one in"):
         unite([one, two])

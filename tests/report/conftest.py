@@ -114,6 +114,9 @@ def _model_rows(model: str, seed: int, failures: bool, steps: int) -> list[Row]:
     _dial(writer, known, noise)
     _throughput(writer, known, noise, failures)
     _memory(writer, known, failures)
+    if known in ("ham-cosine", "ham-committed"):
+        _gates(writer)
+        _agreement(writer)
     return writer.rows
 
 
@@ -195,6 +198,30 @@ def _language_modelling(writer: RowWriter, model: str, noise: np.random.Generato
                     labels={"layer": layer},
                 )
     writer.add("language_modelling", "unigram_bits_per_byte", UNIGRAM, task=task)
+
+
+def _gates(writer: RowWriter) -> None:
+    """Attention opens with depth, from a fifth to two fifths; the recurrent memory stays."""
+    for layer in range(2):
+        where = dict(task="public_domain_test", x_name="layer", x_value=layer, n=4096)
+        for branch, mean in (("recurrent", 0.7), ("attention", 0.2 * (layer + 1))):
+            labels = {"branch": branch}
+            writer.add("gates", "gate_mean", mean, labels=labels, **where)
+            writer.add("gates", "gate_p5", mean / 2, labels=labels, **where)
+            writer.add("gates", "gate_p95", mean + 0.1, labels=labels, **where)
+        writer.add("gates", "branch_norm_ratio", 0.3 + 0.1 * layer, **where)
+
+
+def _agreement(writer: RowWriter) -> None:
+    """Steps differ from reading at once in 3 + 2 of 2 × 500 decisions, the farthest by 0.002."""
+    for form, flips in (("pieces of 64", (0, 0)), ("steps", (3, 2))):
+        labels = {"form": form, "against": "parallel in bfloat16", "precision": "bfloat16"}
+        for layer in range(2):
+            here = dict(n=500, labels={**labels, "layer": layer})
+            writer.add("agreement", "flips", flips[layer], **here)
+            writer.add("agreement", "flip_distance", 0.001 * layer * flips[layer], **here)
+            writer.add("agreement", "near_threshold", 20 + layer, **here)
+        writer.add("agreement", "logit_difference", 0.25, n=500, labels=labels)
 
 
 def _share(writer: RowWriter, experiment: str, metric: str, p: float, n: int, **where) -> None:

@@ -52,7 +52,7 @@ def test_everything_is_written(report):
         assert (report / name).stat().st_size > 0
     figures = {f"figures/{spec.name}.{suffix}" for spec in FIGURES for suffix in ("png", "svg")}
     assert figures <= set(listing["files"])
-    assert len([name for name in listing["files"] if name.startswith("tables/")]) == 36
+    assert len([name for name in listing["files"] if name.startswith("tables/")]) == 42
 
 
 def test_pictures_are_at_most_1200_pixels_wide(report):

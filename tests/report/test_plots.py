@@ -331,3 +331,13 @@ def test_steps_in_a_graph_stand_beside_prefills_that_are_not(make_rows):
         for task in ("prefill", "decode", "train")
     }
     assert contexts["prefill"] and contexts["prefill"] == contexts["decode"] == contexts["train"]
+
+
+def test_gates_are_lines_over_layers_in_words_and_picture(drawings):
+    drawing = drawings["gates"]
+    assert "ham-cosine opens attention by 0.300 (layers 0.200 to 0.400)" in drawing.note
+    assert "the recurrent memory by 0.700" in drawing.alt
+    axes = drawing.figure.axes[0]
+    lines = [list(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [0.7, 0.7] in lines and [0.2, 0.4] in lines
+    assert axes.get_ylim() == (0, 1)

@@ -226,3 +226,14 @@ def test_the_table_says_which_parts_are_more_than_their_name_or_not_like_the_ste
     assert "ham, norms: inductor, cuda_graph; LoweringError: no kernel." in table.note
     (plain,) = sweep_tables(SweepRows([whole]))
     assert plain.note.endswith("share what they read.")
+
+
+def test_the_table_of_prefill_says_how_it_was_launched() -> None:
+    """Rows of before are in published tables, whose words stay."""
+    cell = Cell("model_prefill", "ham", 1024, 1, 0.25, 64)
+    notes = [
+        sweep_tables(SweepRows([invented_row(cell, 1.0, launch_mode=mode)]))[0].note
+        for mode in ("eager", "cuda_graph")
+    ]
+    assert "the first token; launched eagerly for all. Larger" in notes[0]
+    assert "the first token; one CUDA graph, and behind it" in notes[1]

@@ -307,3 +307,30 @@ def test_notes_of_the_caller_end_a_caption(make_rows):
     notes = {table.name: table.note for table in tables}
     assert notes["recall"].endswith(" Documents are shorter.")
     assert "Documents are shorter." not in notes["needle"]
+
+
+def test_gates_have_a_line_per_layer(three_seeds):
+    table = three_seeds["gates"]
+    assert [record["model"] for record in table.records] == ["ham-cosine"] * 2 + [
+        "ham-committed"
+    ] * 2
+    assert text(table, "attention_mean", model="ham-cosine", layer=1.0).startswith("0.400 ")
+    assert text(table, "attention_p5", model="ham-cosine", layer=1.0).startswith("0.200 ")
+    assert text(table, "recurrent_p95", model="ham-cosine", layer=0.0).startswith("0.800 ")
+    assert text(table, "ratio", model="ham-cosine", layer=1.0).startswith("0.400 ")
+
+
+def test_agreement_adds_up_the_layers_of_a_pair(one_seed):
+    table = one_seed["agreement"]
+    steps = line(table, model="ham-cosine", form="steps")
+    expected = {"decisions": 1000, "flips": 5, "near": 41, "logits": 0.25}
+    assert {key: steps[key] for key in expected} == expected
+    assert steps["distance"] == pytest.approx(0.002)
+    assert line(table, model="ham-cosine", form="pieces of 64")["flips"] == 0
+
+
+def test_gates_and_agreement_are_not_missed(make_rows):
+    results = Results(make_rows(omit=("gates", "agreement")))
+    tables, skipped = all_tables(results, Look.of(results, context=512))
+    assert not {"gates", "agreement"} & {table.name for table in tables}
+    assert not skipped

@@ -52,6 +52,13 @@ def test_one_routing_hash_for_all_seeds_is_said(manifests, said):
     assert ("Control: chance route by one hash" in text) is said
 
 
+def test_a_hash_that_follows_the_seed_of_training_is_no_threat():
+    rows = trained(2) + [row(seed, "train", "routing_seed", seed) for seed in range(2)]
+    assert "Control" not in threats(Results(rows), SETTINGS, configured(RANDOM, RANDOM))
+    same = trained(2) + [row(seed, "train", "routing_seed", 4) for seed in range(2)]
+    assert "Control: chance" in threats(Results(same), SETTINGS, configured(RANDOM, RANDOM))
+
+
 def test_a_single_seed_has_no_spread_to_mislead():
     assert "Control" not in threats(Results(trained(1)), SETTINGS, {})
 

@@ -7,15 +7,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ham.errors import ConfigError, NotFiniteError, RoutingError
+from ham.files import read_json, write_json
 from ham.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_scored
 from ham.layer import HamMixer, HamOptions
 from ham.model.calibration import calibrate
+from ham.model.checkpoint import load_model, save_model
 from ham.model.decoder import DecoderLM
 from ham.model.generation import generate
 from ham.model.mixer import MixerShape, RoutingHints
 from ham.model.model_config import ModelConfig
 from ham.model.registry import parse_options
 from ham.routing import follow, head_scores, post_update_from_l2
+from ham.routing.controls import RANDOM_STREAM, hash_uniform
 from ham.routing.router import Router
 from ham.routing.threshold import ThresholdController
 
@@ -34,10 +37,11 @@ KINDS = {
 }
 
 
-def build(seed: int = 0, **options) -> DecoderLM:
+def build(seed: int = 0, trained_with: int = 0, **options) -> DecoderLM:
     torch.manual_seed(seed)
     described = ModelConfig(
         arm="ham",
+        seed=trained_with,
         mixer="ham",
         options={"target": 0.3, **options},
         vocabulary_size=257,
@@ -128,6 +132,53 @@ def test_random_decisions_depend_on_seed_layer_and_position_alone() -> None:
     assert not torch.equal(scores[0][0], scores[2][0])
     assert not torch.equal(scores[0][0], scores[0][1])
     assert torch.equal(scores[0][0][0], scores[0][0][1])
+
+
+@pytest.mark.parametrize("score", ["random", "lexical", "oracle"])
+def test_hashes_follow_the_seed_of_the_training_unless_an_option_names_one(score) -> None:
+    tokens_BT, wanted_BT = tokens_and_wanted()
+
+    def scores(trained_with: int, **options) -> torch.Tensor:
+        model = build(trained_with=trained_with, score=score, **options)
+        return model(tokens_BT, wanted_BT).aux[1].score_BT
+
+    own, explicit = scores(5), scores(5, routing_seed=2)
+    assert torch.equal(own, scores(0, routing_seed=5))
+    assert torch.equal(explicit, scores(9, routing_seed=2))
+    assert torch.equal(scores(5, routing_seed=0), scores(0))
+    assert not torch.equal(own, scores(6)) and not torch.equal(own, explicit)
+
+
+def test_a_stored_model_without_a_seed_routes_by_the_hash_of_before(tmp_path) -> None:
+    """Checkpoints from before the seed was stored: every training routed by seed 0."""
+    tokens_BT, _ = tokens_and_wanted()
+    model = build(score="random")
+    calibrate(model, [tokens_BT])
+    save_model(tmp_path, model)
+    description = read_json(tmp_path / "model.json")
+    assert description["config"].pop("seed") == 0
+    write_json(tmp_path / "model.json", description)
+    loaded = load_model(tmp_path).double()
+    expected_T = hash_uniform((RANDOM_STREAM, 0, 1), torch.arange(90))
+    assert torch.equal(loaded(tokens_BT).aux[1].score_BT[0], expected_T)
+    assert torch.equal(loaded(tokens_BT).aux[1].routed_BT, model(tokens_BT).aux[1].routed_BT)
+
+
+def test_loading_and_decoding_keep_the_hash_of_the_training(tmp_path) -> None:
+    tokens_BT, _ = tokens_and_wanted(batch=1)
+    model = build(trained_with=7, score="random")
+    calibrate(model, [tokens_BT])
+    save_model(tmp_path, model)
+    loaded = load_model(tmp_path).double()
+    assert loaded.config.seed == 7
+    whole = model(tokens_BT)
+    assert torch.equal(loaded(tokens_BT).aux[0].routed_BT, whole.aux[0].routed_BT)
+    state = loaded.init_state(1, torch.float64)
+    logits = [loaded.step(token_B, state) for token_B in tokens_BT.unbind(1)]
+    torch.testing.assert_close(torch.stack(logits, 1), whole.logits_BTV)
+    other = build(trained_with=8, score="random")
+    calibrate(other, [tokens_BT])
+    assert not torch.equal(other(tokens_BT).aux[0].routed_BT, whole.aux[0].routed_BT)
 
 
 def test_prefix_keeps_as_many_first_tokens_of_every_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -212,13 +213,48 @@ def test_the_same_key_gives_the_same_examples_and_another_key_others():
     assert not torch.equal(once.tokens_NT, other.tokens_NT)
 
 
-def test_distinct_rows_are_equally_likely():
-    rows = distinct(24_000, 2, 4, generator(CPU, "rows"))
-    counts = torch.bincount(rows[:, 0] * 4 + rows[:, 1], minlength=16).view(4, 4)
-    assert counts.diagonal().sum() == 0
-    chosen = counts[~torch.eye(4, dtype=torch.bool)].double()
-    # 12 ordered pairs, 2,000 each; the 99.9 % quantile of chi squared with 11 degrees is 31.3.
-    assert ((chosen - 2000) ** 2 / 2000).sum() < 31.3
+def chance_of_counts(rows_NP: torch.Tensor, choices: int) -> float:
+    """How likely counts as uneven as these are if every row of different numbers is as likely."""
+    powers_P = choices ** torch.arange(rows_NP.shape[1])
+    found = torch.bincount((rows_NP * powers_P).sum(dim=1), minlength=choices ** len(powers_P))
+    legal = [
+        sum(number * power for number, power in zip(row, powers_P.tolist(), strict=True))
+        for row in itertools.permutations(range(choices), len(powers_P))
+    ]
+    assert found[legal].sum() == len(rows_NP), "a number is twice in a row"
+    expected = len(rows_NP) / len(legal)
+    statistic = ((found[legal] - expected) ** 2 / expected).sum()
+    return float(chi2.sf(statistic, len(legal) - 1))
+
+
+# Numbers are drawn again in the first two, and ordered by keys in the others.
+@pytest.mark.parametrize(("drawn", "choices"), [(2, 4), (3, 7), (2, 3), (4, 4)])
+def test_distinct_rows_are_equally_likely(drawn: int, choices: int):
+    rows_NP = distinct(200 * math.perm(choices, drawn), drawn, choices, generator(CPU, "rows"))
+    assert chance_of_counts(rows_NP, choices) > 0.001
+
+
+def test_rows_that_prefer_some_numbers_are_found_out():
+    """The nearest free number instead of another draw, and rows of which the last one is larger."""
+    rows_NP = torch.randint(7, (42_000, 3), generator=generator(CPU, "rows"))
+    for place in (1, 2):
+        while (taken := (rows_NP[:, :place] == rows_NP[:, place : place + 1]).any(dim=1)).any():
+            rows_NP[taken, place] = (rows_NP[taken, place] + 1) % 7
+    assert chance_of_counts(rows_NP, 7) < 1e-9
+    rows_NP = distinct(42_000, 3, 7, generator(CPU, "rows"))
+    rows_NP[::20] = rows_NP[::20].sort(dim=1).values
+    assert chance_of_counts(rows_NP, 7) < 1e-9
+
+
+def test_many_pairs_are_different_and_as_likely_at_every_place():
+    """256 keys of 4,095, of which a row has eight repeats before they are drawn again."""
+    rows_NP = distinct(4000, 256, 4095, generator(CPU, "many"))
+    ordered_NP = rows_NP.sort(dim=1).values
+    assert (ordered_NP[:, 1:] > ordered_NP[:, :-1]).all()
+    assert ordered_NP[:, 0].min() == 0 and ordered_NP[:, -1].max() == 4094
+    for place in (0, 128, 255):
+        counts = torch.bincount(rows_NP[:, place] // 65, minlength=63).double()
+        assert ((counts - 4000 / 63) ** 2 / (4000 / 63)).sum() < chi2.ppf(0.999, 62)
 
 
 def test_gaps_follow_the_power_law_one_after_another():

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ham.errors import ConfigError
-from ham.train.batches import IGNORED, BatchSampler
+from ham.model.decoder import IGNORED
+from ham.train.batches import BatchSampler
 from ham.train.shards import ShardWriter, TokenShard
 from ham.train.tokenizer import ByteTokenizer, train_bpe
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 
 import numpy as np
 import pytest
 
-from ham.errors import CorruptFileError, DiskFullError, MissingDataError
+from ham.errors import ConfigError, CorruptFileError, DiskFullError, MissingDataError
 from ham.files import read_json, write_json
 from ham.train.shards import ShardWriter, TokenShard, header_path, offsets_path, token_dtype
 from ham.train.tokenizer import ByteTokenizer
@@ -111,3 +112,51 @@ def test_a_failure_while_writing_leaves_the_old_shard(shard_path) -> None:
     assert len(list(TokenShard.open(shard_path).documents())) == len(TEXTS)
     names = {path.name for path in shard_path.parent.iterdir()}
     assert names == {shard_path.name, offsets_path(shard_path).name, header_path(shard_path).name}
+
+
+def numbered(path, count: int) -> TokenShard:
+    """A shard whose tokens are 0, 1, 2, ... modulo 251, its end-of-text token last."""
+    with ShardWriter(path, ByteTokenizer()) as writer:
+        writer.add(np.arange(count - 1) % 251, count - 1)
+    return TokenShard.open(path)
+
+
+def starts(shard: TokenShard, length: int, count: int) -> list[int]:
+    windows_NT = shard.even_windows(length, count)
+    assert windows_NT.dtype == np.int64 and windows_NT.shape[1] == length
+    everywhere = np.lib.stride_tricks.sliding_window_view(np.asarray(shard.tokens), length)
+    return [
+        int(np.flatnonzero((everywhere == window).all(axis=1))[0]) for window in windows_NT.tolist()
+    ]
+
+
+def test_even_windows_stand_in_the_middle_of_equal_parts(tmp_path) -> None:
+    shard = numbered(tmp_path / "text.tokens", 240)
+    assert starts(shard, 20, 4) == [20, 80, 140, 200]
+    assert starts(shard, 20, 1) == [110]
+
+
+@pytest.mark.parametrize("total", [200, 209, 219, 239])
+def test_even_windows_never_overlap_and_stay_inside(tmp_path, total) -> None:
+    shard = numbered(tmp_path / "text.tokens", total)
+    for count in (7, 10, 1000):
+        found = starts(shard, 20, count)
+        assert len(found) == min(count, total // 20)
+        assert found[0] >= 0 and found[-1] + 20 <= total
+        assert all(second - first >= 20 for first, second in itertools.pairwise(found))
+
+
+def test_each_document_gives_its_share_of_even_windows(tmp_path) -> None:
+    sizes = [4_000, 1_000, 3_000, 2_000]
+    with ShardWriter(tmp_path / "text.tokens", ByteTokenizer()) as writer:
+        for number, size in enumerate(sizes):
+            writer.add(np.full(size - 1, number), size - 1)
+    windows_NT = TokenShard.open(tmp_path / "text.tokens").even_windows(10, 100)
+    found = [int((windows_NT[:, 5] == number).sum()) for number in range(len(sizes))]
+    assert found == [40, 10, 30, 20]
+
+
+def test_even_windows_longer_than_the_text_are_refused(tmp_path) -> None:
+    shard = numbered(tmp_path / "text.tokens", 30)
+    with pytest.raises(ConfigError, match=r"a window of 31 tokens needs .* it has 30"):
+        shard.even_windows(31, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from triton_device import CUDA, DEVICE
 
 from ham.config import TrainConfig
 from ham.errors import DeviceError
-from ham.model.decoder import DecoderLM
+from ham.model.decoder import IGNORED, DecoderLM
 from ham.routing.controls import hash_uniform
 from ham.train.clock import WARM_UP, StepClock
 from ham.train.optimiser import make_optimiser
@@ -67,6 +68,37 @@ def test_micro_batches_add_up_to_the_batch(tiny_model) -> None:
     parts, _ = train(tiny_model("gated_delta_rule"), accumulate=2)
     assert parts == pytest.approx(whole, rel=1e-5)
     assert step.launch_mode == "eager" or CUDA
+
+
+def one_step(model: DecoderLM, targets_BT: torch.Tensor, accumulate: int) -> tuple[float, dict]:
+    """Loss and gradients of one step in which some targets are `IGNORED`."""
+    options = TrainConfig(batch_size=BATCH, precision="float32", accumulate=accumulate)
+    step = OptimiserStep(model.train(), make_optimiser(model, options), options)
+    inputs_BT, _ = batches(model.config.vocabulary_size)[0]
+    loss = float(step(inputs_BT, targets_BT, 1e-3).loss)
+    return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_targets_weigh_the_same_however_a_batch_is_cut(tiny_model) -> None:
+    """Recall rows have few targets, and a micro-batch of them may have none."""
+    _, targets_BT = batches(tiny_model("gated_delta_rule").config.vocabulary_size)[0]
+    targets_BT = targets_BT.clone()
+    targets_BT[0] = IGNORED
+    targets_BT[1, 3:] = IGNORED
+    loss, gradients = one_step(tiny_model("gated_delta_rule"), targets_BT, accumulate=1)
+    assert math.isfinite(loss) and loss > 1
+    for parts in (2, BATCH):
+        again, found = one_step(tiny_model("gated_delta_rule"), targets_BT, accumulate=parts)
+        assert again == pytest.approx(loss, rel=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_batch_without_targets_gives_no_gradient(tiny_model) -> None:
+    _, targets_BT = batches(tiny_model("gated_delta_rule").config.vocabulary_size)[0]
+    nothing_BT = torch.full_like(targets_BT, IGNORED)
+    loss, gradients = one_step(tiny_model("gated_delta_rule"), nothing_BT, accumulate=2)
+    assert loss == 0 and all(not gradient.any() for gradient in gradients.values())
 
 
 @pytest.mark.skipif(CUDA, reason="there is one")

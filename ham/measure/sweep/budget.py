@@ -79,7 +79,9 @@ def predicted_bytes(cell: Cell, scale: Scale, element_size: int, parameters: int
         return kept + OPTIMISER_BYTES * parameters
     caches = cache_bytes(cell, scale, element_size)
     if cell.experiment == MODEL_PREFILL:
-        return caches + PREFILL_BYTES * tokens * scale.width
+        # A graph keeps the keys and values of all tokens until the routed ones have their pages.
+        waiting = full_cache_bytes(cell, scale, element_size) if cell.model == HAM else 0
+        return caches + waiting + PREFILL_BYTES * tokens * scale.width
     return caches
 
 

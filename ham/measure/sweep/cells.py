@@ -148,8 +148,9 @@ def _decode(cell: Cell, sweep: Sweep) -> CellResult:
 def _prefill(cell: Cell, sweep: Sweep) -> CellResult:
     model = sweep.shelf.decoder(cell.model)
     peak = _Peak(sweep.device)
-    prefill = Prefill(model, cell)
+    prefill = Prefill(model, cell, fuse=sweep.fuse)
     try:
+        prefill.prepare()
         prefill()
         peak_bytes = peak.read(parameter_bytes(model))
         time = sweep.time(prefill)
@@ -158,12 +159,13 @@ def _prefill(cell: Cell, sweep: Sweep) -> CellResult:
         return CellResult(
             time,
             pass_provider(model),
-            "eager",
+            prefill.launch_mode,
             tokens=cell.batch * cell.context,
             kv_fraction=_nominal(cell),
             peak_bytes=peak_bytes,
             kv_bytes=sum(held.values()) - fixed,
             state_bytes=fixed,
+            note=prefill.note,
         )
     finally:
         del prefill
