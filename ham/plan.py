@@ -337,7 +337,8 @@ def format_plan(plan: Plan) -> str:
 
 def _assumption(plan: Plan) -> str:
     if plan.speed is not None:
-        return f"assumed: {plan.speed.source}; {plan.cores} cores"
+        studies = "; studies of recall come on top" if plan.config.workflow.studies else ""
+        return f"assumed: {plan.speed.source}; {plan.cores} cores{studies}"
     minutes = plan.gpu_minutes
     days = f" ({minutes / 1440:,.0f} days)" if minutes > 1440 else ""
     starts = f"{PROCESS_SECONDS:.0f} s to start a process"

@@ -12,8 +12,9 @@ import torch
 from scipy.stats import chi2
 
 from ham.errors import ConfigError
+from ham.fingerprint import repository_root
 from ham.study import data
-from ham.study.config import MqarConfig, Size, Task
+from ham.study.config import MqarConfig, Size, Task, load_mqar_config
 from ham.study.data import (
     BLANK,
     CLASSES,
@@ -311,6 +312,22 @@ def test_training_calibration_and_test_examples_differ(tiny_study):
 def test_bad_configurations_have_one_clear_message(tiny_study, changes: dict, words: str):
     with pytest.raises(ConfigError, match=words):
         tiny_study(**changes)
+
+
+def test_the_shipped_mixture_is_the_published_one():
+    """Based's sweep in Zoology's code (d88d6f5): examples of each size, and the tests."""
+    study = load_mqar_config(repository_root() / "workflow/config/mqar.yaml")
+    published = {"64/4": 100_000, "128/8": 20_000, "256/16": 20_000, "256/32": 20_000}
+    published["256/64"] = 20_000
+    assert {str(size): 20_000 * size.weight for size in study.train.mixture} == published
+    tests = "64/4 64/8 64/16 128/32 256/64 512/128 1024/256"
+    assert " ".join(map(str, study.evaluate.sizes)) == tests
+    assert (study.evaluate.examples, study.vocabulary_size, study.heads) == (1000, 8192, 2)
+    assert (POWER, study.train.weight_decay) == (0.01, 0.1)
+    plain = [
+        task for task in study.tasks if task.key in {("blank", "prefix"), ("random", "prefix")}
+    ]
+    assert [task.mixture or task.sizes for task in plain] == [None, None]
 
 
 def test_too_many_pairs_for_the_vocabulary():
