@@ -11,7 +11,7 @@ from ham.errors import ConfigError, MissingDataError
 from ham.fingerprint import repository_root
 
 FOLDER = repository_root() / "workflow/config"
-OTHER_CLASSES = ("claims", "mqar")
+OTHER_CLASSES = ("claims", "mqar", "mqar-demo")
 SHIPPED = sorted(path.name for path in FOLDER.glob("*.yaml") if path.stem not in OTHER_CLASSES)
 MINIMAL = {"name": "x", "arms": [{"name": "a", "mixer": "transformer"}]}
 

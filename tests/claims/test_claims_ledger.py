@@ -175,6 +175,6 @@ def test_the_union_of_all_published_folders(capsys: pytest.CaptureFixture):
     decoding = claims["C6-decoding"]["tests"][0]
     assert decoding["n"] >= 3
     measured = [Path(run).name for run in decoding["runs"]]
-    assert measured == ["2026-11-25-h100-decode", "2026-11-26-h100-sweep"]
+    assert measured == ["2026-11-25-h100-decode", "2026-11-26-h100-targets"]
     few = [test for one in claims.values() for test in one["tests"] if test["n"] < 3]
     assert {test["verdict"] for test in few} <= {"inconclusive", "not run"}
