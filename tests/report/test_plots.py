@@ -246,6 +246,7 @@ def test_missing_rows_give_no_figure(make_rows):
         "validation_loss",
         "recall_loss",
         "routed_fraction",
+        "gates",
     }
 
 
