@@ -41,16 +41,20 @@ SHORT_COMMIT = 9
 
 
 def results_section(root: Path = Path()) -> str:
-    """Every published folder as a line of a table, then what full runs say."""
+    """Every published folder as a line of a table, then what full runs say, the largest first."""
     lines = [
         "| results | what | rows | failed | device | commit | report |",
         "| --- | --- | ---: | ---: | --- | --- | --- |",
     ]
-    quotes: list[str] = []
-    for name in reversed(published_folders(root)):
-        lines.append(_line(root, name))
-        quotes += _quotes(root, name)
-    return "\n".join([*lines, *quotes]) + "\n"
+    names = published_folders(root)[::-1]
+    lines += [_line(root, name) for name in names]
+    for name in sorted(names, key=lambda name: -len(_rows_files(root, name))):
+        lines += _quotes(root, name)
+    return "\n".join(lines) + "\n"
+
+
+def _rows_files(root: Path, name: str) -> list[Path]:
+    return sorted((root / RESULTS / name).glob("*.rows.jsonl"))
 
 
 def with_section(text: str, section: str) -> str:
@@ -74,8 +78,7 @@ def write_readme(root: Path = Path()) -> Path:
 
 
 def _line(root: Path, name: str) -> str:
-    folder = root / RESULTS / name
-    files = sorted(folder.glob("*.rows.jsonl"))
+    folder, files = root / RESULTS / name, _rows_files(root, name)
     rows = read_rows(files)
     commits = {str(read_manifest(manifest_path(path)).get("commit")) for path in files}
     sources = sources_of(folder)

@@ -104,7 +104,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def sample_faults(records: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[str]:
-    """Accuracies of rows that are not the mean over the samples of their model, seed and task."""
+    """Accuracies of rows without samples of their model, seed and task, or not their mean."""
     scores: dict[tuple, list[float]] = defaultdict(list)
     for record in records:
         for name, metric in SCORES.items():
@@ -112,9 +112,13 @@ def sample_faults(records: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> 
                 place = (record["model"], record["seed"], record["task"], metric)
                 scores[place].append(float(record[name]))
     faults = []
-    for row in rows:
+    judged = [row for row in rows if row.experiment == "lm_eval" and row.metric in SCORES.values()]
+    for row in judged:
         found = scores.get((row.model, row.seed, row.task, row.metric))
-        if row.experiment != "lm_eval" or row.value is None or found is None:
+        if row.value is None:
+            continue
+        if found is None:
+            faults.append(f"{row.model}, seed {row.seed}, {row.task}: {row.metric} has no samples")
             continue
         mean = sum(found) / len(found)
         if row.n != len(found) or abs(mean - row.value) > TOLERANCE:

@@ -104,9 +104,7 @@ def test_accuracies_must_be_those_of_the_samples() -> None:
     good = [
         row("accuracy", 2 / 3),
         row("accuracy_norm", 1.0),
-        # No samples of these.
-        row("accuracy", 0.5, task="boolq"),
-        row("accuracy", 0.5, seed=1),
+        # Samples say nothing of these.
         row("chance_accuracy", 0.5),
         row("accuracy", 0.5, experiment="needle"),
     ]
@@ -114,3 +112,8 @@ def test_accuracies_must_be_those_of_the_samples() -> None:
     (value, count) = sample_faults(records, [row("accuracy", 0.5), row("accuracy_norm", 1.0, 4)])
     assert value == "ham, seed 0, piqa: accuracy is 0.5 of 3, its samples give 0.666667 of 3"
     assert count == "ham, seed 0, piqa: accuracy_norm is 1 of 4, its samples give 1 of 3"
+    lost = [row("accuracy", 0.5, task="boolq"), row("accuracy", 0.5, seed=1)]
+    assert sample_faults(records, lost) == [
+        "ham, seed 0, boolq: accuracy has no samples",
+        "ham, seed 1, piqa: accuracy has no samples",
+    ]
